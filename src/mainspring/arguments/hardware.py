@@ -1,0 +1,34 @@
+"""Seeds, devices, processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from mainspring.arguments.option import option, positive, seed
+
+
+@dataclass(kw_only=True)
+class HardwareArguments:
+    """Reproducibility, hardware, processes."""
+
+    seed: int = option(42, "Seed of everything.", check=seed)
+    data_seed: int | None = option(None, "Seed of the order of samples; default seed.", check=seed)
+    full_determinism: bool = option(False, "Deterministic kernels, at their cost in speed.")
+    use_cpu: bool = option(False, "Stay on the CPU.")
+    local_rank: int = option(-1, "Rank on this machine, from launchers that pass it as an argument.")
+    accelerator_config: dict[str, Any] | str | None = option(None, "Settings of Accelerate's loaders.", json=True)
+    parallelism_config: Any = option(None, "Accelerate's ParallelismConfig.")
+    ddp_find_unused_parameters: bool | None = option(
+        None, "Look for parameters without gradients; default: unless a transformers model recomputes activations."
+    )
+    ddp_bucket_cap_mb: int | None = option(None, "Size of gradient buckets in MiB.", check=positive)
+    ddp_broadcast_buffers: bool | None = option(None, "Broadcast buffers at each forward pass.")
+    ddp_static_graph: bool | None = option(None, "Promise that the graph never changes.")
+    ddp_backend: str | None = option(
+        None, "Backend between processes.", choices=("nccl", "gloo", "mpi", "ccl", "hccl", "cncl", "mccl")
+    )
+    ddp_timeout: int = option(1800, "Seconds after which a collective counts as failed.", check=positive)
+    fsdp: bool | str | list[str] | None = option(None, "Shard the model over processes.")
+    fsdp_config: dict[str, Any] | str | None = option(None, "Settings of FSDP.", json=True)
+    deepspeed: dict[str, Any] | str | None = option(None, "DeepSpeed's configuration.", json=True)

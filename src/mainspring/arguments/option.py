@@ -1,0 +1,70 @@
+"""One option, said once: default, meaning and limits in a dataclass field that help, docs and validation read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from enum import Enum
+from typing import Any
+
+Check = Callable[[Any], str | None]
+"""Returns a sentence saying what is wrong with a value, or None."""
+
+
+def option(
+    default: Any = dataclasses.MISSING,
+    help: str = "",  # noqa: A002 - the word that argparse and dataclass parsers use
+    *,
+    default_factory: Any = dataclasses.MISSING,
+    check: Check | None = None,
+    choices: type[Enum] | Sequence[str] | None = None,
+    json: bool = False,
+) -> Any:
+    """Declare an option as a dataclass field.
+
+    Args:
+        default: Its default.
+        help: What it means, in a sentence.
+        default_factory: Makes the default, where it is mutable.
+        check: What its value must fulfil, beyond its type.
+        choices: The values it may have: an enumeration (values are turned into its members) or names.
+        json: Whether JSON text, or the path of a JSON file, may stand for a mapping.
+    """
+    metadata = {"help": help, "check": check, "choices": choices, "json": json}
+    if default_factory is not dataclasses.MISSING:
+        return dataclasses.field(default_factory=default_factory, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def positive(value: float) -> str | None:
+    """Above 0."""
+    return None if value > 0 else "must be above 0"
+
+
+def non_negative(value: float) -> str | None:
+    """0 or more."""
+    return None if value >= 0 else "must not be negative"
+
+
+def below_one(value: float) -> str | None:
+    """In [0, 1)."""
+    return None if 0 <= value < 1 else "must be at least 0 and below 1"
+
+
+def unit_interval(value: float) -> str | None:
+    """In [0, 1]."""
+    return None if 0 <= value <= 1 else "must lie between 0 and 1"
+
+
+def seed(value: int) -> str | None:
+    """A seed that every generator takes."""
+    return None if 0 <= value < 2**32 else "must be at least 0 and below 2**32"
+
+
+def steps_or_share(value: float) -> str | None:
+    """A number of updates, or, below 1, a share of all of them."""
+    if value < 0:
+        return "must not be negative"
+    if value > 1 and value != int(value):
+        return "is neither a whole number of updates nor a share below 1"
+    return None

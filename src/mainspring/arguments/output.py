@@ -1,0 +1,25 @@
+"""Where a run writes, how long it is, and how large its batches are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mainspring.arguments.option import non_negative, option, positive
+
+
+@dataclass(kw_only=True)
+class OutputArguments:
+    """Output, duration, batch."""
+
+    output_dir: str | None = option(None, "Folder of checkpoints and results; default `trainer_output`.")
+    do_train: bool = option(False, "For scripts: whether to train.")
+    do_eval: bool = option(False, "For scripts: whether to evaluate; set by an eval_strategy.")
+    do_predict: bool = option(False, "For scripts: whether to predict.")
+    per_device_train_batch_size: int = option(8, "Training samples per device and micro-batch.", check=positive)
+    per_device_eval_batch_size: int = option(8, "Evaluation samples per device and batch.", check=positive)
+    num_train_epochs: float = option(3.0, "Passes over the data; may be fractional.", check=non_negative)
+    max_steps: int = option(-1, "Number of updates, above the epochs; -1 leaves it to them.")
+    gradient_accumulation_steps: int = option(1, "Micro-batches per update.", check=positive)
+    average_tokens_across_devices: bool = option(
+        True, "Normalise the loss by the label tokens of all devices, not of each alone."
+    )

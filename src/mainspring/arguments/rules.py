@@ -1,0 +1,177 @@
+"""What must hold between options. One function a rule: its name is the rule, its return value what the user reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from mainspring.errors import Problem
+
+if TYPE_CHECKING:
+    from mainspring.arguments.training_arguments import TrainingArguments
+
+Rule = Callable[["TrainingArguments"], "Problem | None"]
+
+
+def logging_by_steps_needs_steps(a: TrainingArguments) -> Problem | None:
+    """An interval of 0 never comes round."""
+    if a.logging_strategy == "steps" and a.logging_steps == 0:
+        return Problem("logging_steps", 0, "logging_strategy is 'steps'", "set it above 0, or logging_strategy='no'")
+    return None
+
+
+def evaluation_by_steps_needs_steps(a: TrainingArguments) -> Problem | None:
+    """The interval is eval_steps, else logging_steps."""
+    if a.eval_strategy == "steps" and not a.eval_steps:
+        return Problem("eval_steps", a.eval_steps, "eval_strategy is 'steps'", "set eval_steps or logging_steps above 0")
+    return None
+
+
+def saving_by_steps_needs_steps(a: TrainingArguments) -> Problem | None:
+    """An interval of 0 never comes round."""
+    if a.save_strategy == "steps" and a.save_steps == 0:
+        return Problem("save_steps", 0, "save_strategy is 'steps'", "set it above 0, or save_strategy='no'")
+    return None
+
+
+def best_model_needs_matching_strategies(a: TrainingArguments) -> Problem | None:
+    """The best model must have been saved when it was evaluated."""
+    if a.load_best_model_at_end and a.save_strategy not in (a.eval_strategy, "best"):
+        return Problem(
+            "load_best_model_at_end",
+            True,
+            f"save_strategy is {str(a.save_strategy)!r} but eval_strategy is {str(a.eval_strategy)!r}",
+            "give both the same value, or save_strategy='best'",
+        )
+    return None
+
+
+def best_model_needs_evaluations(a: TrainingArguments) -> Problem | None:
+    """Without evaluations there is no best."""
+    if a.load_best_model_at_end and a.eval_strategy == "no":
+        return Problem("load_best_model_at_end", True, "eval_strategy is 'no'", "set eval_strategy='steps' or 'epoch'")
+    return None
+
+
+def best_model_needs_saves_on_evaluations(a: TrainingArguments) -> Problem | None:
+    """Every checkpoint must fall on an evaluation."""
+    both_steps = a.eval_strategy == "steps" and a.save_strategy == "steps"
+    if not a.load_best_model_at_end or not both_steps or not a.eval_steps or not a.save_steps:
+        return None
+    if (a.eval_steps < 1) != (a.save_steps < 1):
+        return Problem(
+            "save_steps", a.save_steps, f"eval_steps is {a.eval_steps}", "give both as numbers, or both as shares below 1"
+        )
+    # Shares are compared in millionths: 0.1 does not divide 0.3 in binary.
+    unit = 1_000_000 if a.save_steps < 1 else 1
+    if round(a.save_steps * unit) % round(a.eval_steps * unit):
+        return Problem(
+            "save_steps",
+            a.save_steps,
+            f"load_best_model_at_end saves evaluated models only, and eval_steps is {a.eval_steps}",
+            "make it a multiple of eval_steps",
+        )
+    return None
+
+
+def one_precision(a: TrainingArguments) -> Problem | None:
+    """Two formats exclude each other."""
+    return Problem("fp16", True, "bf16 is set too", "choose one") if a.fp16 and a.bf16 else None
+
+
+def one_evaluation_precision(a: TrainingArguments) -> Problem | None:
+    """Two formats exclude each other."""
+    if a.fp16_full_eval and a.bf16_full_eval:
+        return Problem("fp16_full_eval", True, "bf16_full_eval is set too", "choose one")
+    return None
+
+
+def metric_schedules_need_evaluations(a: TrainingArguments) -> Problem | None:
+    """A schedule that follows a metric moves at evaluations."""
+    if a.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy") and a.eval_strategy == "no":
+        return Problem(
+            "lr_scheduler_type",
+            a.lr_scheduler_type,
+            "it follows a metric, and eval_strategy is 'no'",
+            "set eval_strategy='steps' or 'epoch'",
+        )
+    return None
+
+
+def prefetching_needs_workers(a: TrainingArguments) -> Problem | None:
+    """Only workers load ahead."""
+    if a.dataloader_prefetch_factor is not None and a.dataloader_num_workers == 0:
+        return Problem(
+            "dataloader_prefetch_factor",
+            a.dataloader_prefetch_factor,
+            "dataloader_num_workers is 0",
+            "set dataloader_num_workers above 0",
+        )
+    return None
+
+
+def persistence_needs_workers(a: TrainingArguments) -> Problem | None:
+    """Only workers can persist."""
+    if a.dataloader_persistent_workers and a.dataloader_num_workers == 0:
+        return Problem(
+            "dataloader_persistent_workers",
+            True,
+            "dataloader_num_workers is 0",
+            "set dataloader_num_workers above 0",
+        )
+    return None
+
+
+def best_checkpoint_is_only_saved_on_evaluations(a: TrainingArguments) -> Problem | None:
+    """save_strategy='best' waits for evaluations."""
+    if a.save_strategy == "best" and a.eval_strategy == "no":
+        return Problem("save_strategy", "best", "eval_strategy is 'no'", "set eval_strategy='steps' or 'epoch'")
+    return None
+
+
+def warmup_fits(a: TrainingArguments) -> Problem | None:
+    """Warm-up is part of the run."""
+    if a.max_steps > 0 and a.warmup_steps > a.max_steps:
+        return Problem(
+            "warmup_steps", a.warmup_steps, f"max_steps is {a.max_steps}: the peak is never reached", "make it smaller"
+        )
+    return None
+
+
+def known_metric_inputs(a: TrainingArguments) -> Problem | None:
+    """compute_metrics can be given inputs and losses."""
+    unknown = [name for name in a.include_for_metrics if name not in ("inputs", "loss")]
+    if unknown:
+        return Problem("include_for_metrics", unknown, "is not known", "use 'inputs' and 'loss'")
+    return None
+
+
+def known_token_counts(a: TrainingArguments) -> Problem | None:
+    """Tokens are counted all, or without padding."""
+    if a.include_num_input_tokens_seen not in ("all", "non_padding", "no"):
+        return Problem(
+            "include_num_input_tokens_seen",
+            a.include_num_input_tokens_seen,
+            "is not known",
+            "use 'all', 'non_padding' or 'no'",
+        )
+    return None
+
+
+RULES: tuple[Rule, ...] = (
+    logging_by_steps_needs_steps,
+    evaluation_by_steps_needs_steps,
+    saving_by_steps_needs_steps,
+    best_model_needs_evaluations,
+    best_model_needs_matching_strategies,
+    best_model_needs_saves_on_evaluations,
+    best_checkpoint_is_only_saved_on_evaluations,
+    one_precision,
+    one_evaluation_precision,
+    metric_schedules_need_evaluations,
+    prefetching_needs_workers,
+    persistence_needs_workers,
+    warmup_fits,
+    known_metric_inputs,
+    known_token_counts,
+)

@@ -1,0 +1,105 @@
+"""The adapters of a model (PEFT): where a checkpoint holds them, and how they get back into the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from torch import nn
+
+from mainspring.checkpoint.names import ADAPTER_SAFE_WEIGHTS_NAME, ADAPTER_WEIGHTS_NAME
+from mainspring.checkpoint.torch_files import load_torch
+from mainspring.errors import CheckpointError
+from mainspring.model import is_peft
+
+# What peft puts before the names of the wrapped model's tensors, in its files also where nothing is wrapped.
+_PEFT_PREFIX = "base_model.model."
+
+
+def has_adapters(model: nn.Module) -> bool:
+    """Whether a model saves its adapters alone: a PEFT model, or one that transformers' `add_adapter` put some into."""
+    return is_peft(model) or bool(getattr(model, "_hf_peft_config_loaded", False))
+
+
+def adapter_folders(model: Any, root: Path) -> dict[str, Path]:
+    """Return the adapters in a checkpoint by name: one at the top, every other in a folder of its name.
+
+    Args:
+        model: The model they are for (see `has_adapters`).
+        root: The checkpoint directory.
+
+    Returns:
+        Name to folder; empty where there are none. The one at the top is "default" where the model has that, or where
+        there are others beside it, else the model's active one.
+    """
+    if not root.is_dir():
+        return {}
+    named = {path.name: path for path in sorted(root.iterdir()) if path.is_dir() and _has_weights(path)}
+    if not _has_weights(root):
+        return named
+    top = "default" if named or "default" in model.peft_config else _active(model)
+    return {top: root, **named}
+
+
+def load_adapters(model: Any, folders: Mapping[str, Path]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Load adapters into a model; which one is active, what is trainable, modes and dtypes stay.
+
+    Args:
+        model: The model (see `has_adapters`). An adapter it does not have yet is added to a PEFT model.
+        folders: Name to folder, as from `adapter_folders`.
+
+    Returns:
+        The names of tensors that were missing, and of those that were unexpected.
+
+    Raises:
+        CheckpointError: An adapter is damaged, refused, or of another shape.
+    """
+    missing: list[str] = []
+    unexpected: list[str] = []
+    trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    active = _active(model)
+    for name, folder in folders.items():
+        if not (folder / ADAPTER_SAFE_WEIGHTS_NAME).is_file():
+            load_torch(folder / ADAPTER_WEIGHTS_NAME)  # refused here, by our rules, before peft opens the pickle
+        try:
+            result = _load_wrapped(model, name, folder) if is_peft(model) else _load_in_place(model, name, folder)
+        except (RuntimeError, SafetensorError) as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"the adapter {name!r} in {folder} does not fit the model: {reason}") from error
+        missing += result[0]
+        unexpected += result[1]
+    if _active(model) != active:
+        model.set_adapter(active)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trainable.get(name, parameter.requires_grad))
+    return tuple(missing), tuple(unexpected)
+
+
+def _load_wrapped(model: Any, name: str, folder: Path) -> tuple[list[str], list[str]]:
+    # Trainable, because anything else puts the whole model into evaluation mode; uncast, to keep the dtypes.
+    result = model.load_adapter(str(folder), name, is_trainable=True, autocast_adapter_dtype=False)
+    return result.missing_keys, result.unexpected_keys
+
+
+def _load_in_place(model: Any, name: str, folder: Path) -> tuple[list[str], list[str]]:
+    # transformers' own load_adapter refuses a name that exists.
+    from peft import load_peft_weights, set_peft_model_state_dict
+
+    if name not in model.peft_config:
+        return [], [name]
+    stored = {key.removeprefix(_PEFT_PREFIX): value for key, value in load_peft_weights(str(folder), "cpu").items()}
+    result: Any = set_peft_model_state_dict(model, stored, adapter_name=name)
+    lacking = [key for key in result.missing_keys if f".{name}." in key]  # the rest is the frozen model
+    return lacking, result.unexpected_keys
+
+
+def _active(model: Any) -> str:
+    names = model.active_adapters
+    first: str = (names() if callable(names) else names)[0]
+    return first
+
+
+def _has_weights(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (ADAPTER_SAFE_WEIGHTS_NAME, ADAPTER_WEIGHTS_NAME))

@@ -1,0 +1,33 @@
+"""The names of the files in a checkpoint: the reference's, and two of our own."""
+
+from __future__ import annotations
+
+PREFIX_CHECKPOINT_DIR = "checkpoint"
+
+WEIGHTS_NAME = "pytorch_model.bin"
+WEIGHTS_INDEX_NAME = "pytorch_model.bin.index.json"
+SAFE_WEIGHTS_NAME = "model.safetensors"
+SAFE_WEIGHTS_INDEX_NAME = "model.safetensors.index.json"
+ADAPTER_CONFIG_NAME = "adapter_config.json"
+ADAPTER_WEIGHTS_NAME = "adapter_model.bin"
+ADAPTER_SAFE_WEIGHTS_NAME = "adapter_model.safetensors"
+CONFIG_NAME = "config.json"
+GENERATION_CONFIG_NAME = "generation_config.json"
+FSDP_MODEL_NAME = "pytorch_model_fsdp"
+
+OPTIMIZER_NAME = "optimizer.pt"
+OPTIMIZER_NAME_BIN = "optimizer.bin"
+SCHEDULER_NAME = "scheduler.pt"
+SCALER_NAME = "scaler.pt"
+TRAINER_STATE_NAME = "trainer_state.json"
+
+# The reference pickles its arguments here. A pickle can run anything, so this file is neither written nor ever read.
+TRAINING_ARGS_NAME = "training_args.bin"
+# Ours: the same arguments as JSON, and what is resumable beyond the reference's files.
+TRAINING_ARGS_JSON = "training_args.json"
+PROGRESS_NAME = "progress.json"
+
+
+def rng_state_name(process_index: int, world_size: int) -> str:
+    """Return the file of one process's random states: `rng_state.pth` when there is one process, else numbered."""
+    return "rng_state.pth" if world_size <= 1 else f"rng_state_{process_index}.pth"

@@ -1,0 +1,290 @@
+"""A model's weights into a folder and back: whole, sharded, or the adapters of a PEFT model.
+
+A model that can save itself (a `PreTrainedModel`, a `PeftModel`) does; of any other the state dict becomes
+`model.safetensors`. Reading copies into the parameters that are there, which keep their device and dtype: an optimizer
+built before still holds them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mainspring.checkpoint.adapters import adapter_folders, has_adapters, load_adapters
+from mainspring.checkpoint.names import (
+    ADAPTER_SAFE_WEIGHTS_NAME,
+    ADAPTER_WEIGHTS_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+)
+from mainspring.checkpoint.torch_files import load_torch
+from mainspring.errors import CheckpointError
+from mainspring.model import is_peft, is_pretrained, unwrap
+
+StateDict = Mapping[str, Any]
+_WRAPPER_PREFIXES = ("module.", "_orig_mod.")
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What did not match when weights were loaded; both empty for a perfect match.
+
+    Attributes:
+        missing: Names of the model's tensors that the files do not hold (not those tied to one that was loaded); they
+            keep their values.
+        unexpected: Names in the files that the model does not have; they were ignored.
+    """
+
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+
+    def messages(self) -> list[str]:
+        """Return one sentence per kind of mismatch, naming the tensors; none for a perfect match."""
+        kinds = (("the checkpoint lacks", self.missing), ("the model has no", self.unexpected))
+        return [f"{what} {len(names)} tensor(s): {_some(names)}" for what, names in kinds if names]
+
+
+def save_model(
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    *,
+    state_dict: StateDict | None = None,
+    processing_class: Any = None,
+    is_main_process: bool = True,
+) -> None:
+    """Write a model's weights, its configuration, and its tokenizer or processor.
+
+    Args:
+        model: The model, wrapped (DDP, compiled, ...) or not.
+        folder: Where to; created.
+        state_dict: The weights to write, where they are not simply the model's own (an engine gathered them).
+        processing_class: A tokenizer, processor, ...: what has a `save_pretrained(folder)`; None: nothing.
+        is_main_process: Whether this process writes; others only take part in what a model gathers for itself.
+
+    Raises:
+        CheckpointError: The state dict holds something that is not a tensor.
+    """
+    bare = unwrap(model)
+    if is_main_process:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    if _saves_itself(bare):
+        given = None if state_dict is None else dict(_without_wrapper_prefix(state_dict))
+        bare.save_pretrained(os.fspath(folder), state_dict=given, is_main_process=is_main_process)  # type: ignore[operator]
+    elif is_main_process:
+        state = bare.state_dict() if state_dict is None else _without_wrapper_prefix(state_dict)
+        tensors, aliases = _independent(state)
+        save_file(tensors, Path(folder) / SAFE_WEIGHTS_NAME, metadata={"format": "pt", **aliases})
+    if is_main_process and processing_class is not None:
+        processing_class.save_pretrained(os.fspath(folder))
+
+
+def load_weights(model: nn.Module, folder: str | os.PathLike[str]) -> LoadReport:
+    """Load the weights in `folder` into the parameters of `model`.
+
+    Looks, in this order, for: the adapters, where the model has some; `model.safetensors`; `pytorch_model.bin`; their sharded forms.
+    Pickled files are read with `weights_only=True`.
+
+    Args:
+        model: The model, wrapped or not. Its parameters are written in place: objects, devices, dtypes and what is
+            trainable stay.
+        folder: A checkpoint directory, written here or by the reference.
+
+    Returns:
+        The names that did not match.
+
+    Raises:
+        CheckpointError: There are no weights, a file is damaged or refused, a shape differs, or not one name matches.
+    """
+    bare, root = unwrap(model), Path(folder)
+    adapters = adapter_folders(bare, root) if has_adapters(bare) else {}
+    if adapters:
+        return LoadReport(*load_adapters(bare, adapters))
+    files = _weight_files(root)
+    if not files:
+        raise CheckpointError(_nothing_found(root, has_adapters(bare)))
+    report = _load_files(bare, files)
+    if is_pretrained(bare) and report.missing and report.unexpected:
+        return _load_converted(bare, root, report)
+    return report
+
+
+# ---- writing ----
+
+
+def _saves_itself(model: nn.Module) -> bool:
+    if not is_peft(model):
+        return is_pretrained(model)
+    from peft import PeftModel
+
+    return isinstance(model, PeftModel)  # a PeftMixedModel cannot, and is stored like any other module
+
+
+def _independent(state: StateDict) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Split a state dict into tensors that share no memory, and names that are another's second name.
+
+    safetensors stores each byte once. The very same tensor under two names (tied weights) is stored under the first, and
+    the other goes into the metadata as `{second name: first name}`, as safetensors' own `save_model` does; tensors that
+    only overlap (slices of one buffer) are copied apart.
+    """
+    tensors: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    first_names: dict[tuple[Any, ...], str] = {}
+    storages: set[tuple[str, int]] = set()
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise CheckpointError(
+                f"{name} in the state dict is a {type(value).__name__}, not a tensor: {SAFE_WEIGHTS_NAME} holds tensors only; "
+                f"keep it in a tensor, or override _save"
+            )
+        view = (str(value.device), value.data_ptr(), value.dtype, value.shape, value.stride())
+        if value.numel() and view in first_names:
+            aliases[name] = first_names[view]
+            continue
+        first_names[view] = name
+        storage = (str(value.device), value.untyped_storage().data_ptr())
+        tensor = value.detach().contiguous()
+        tensors[name] = tensor.clone() if value.numel() and storage in storages else tensor
+        storages.add(storage)
+    return tensors, aliases
+
+
+def _without_wrapper_prefix(state: StateDict) -> StateDict:
+    """Drop what DDP or `torch.compile` put before every name."""
+    for prefix in _WRAPPER_PREFIXES:
+        if state and all(name.startswith(prefix) for name in state):
+            return _without_wrapper_prefix({name[len(prefix) :]: value for name, value in state.items()})
+    return state
+
+
+# ---- reading ----
+
+
+def _weight_files(root: Path) -> list[Path]:
+    for name in (SAFE_WEIGHTS_NAME, WEIGHTS_NAME):
+        if (root / name).is_file():
+            return [root / name]
+    for name in (SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME):
+        if (root / name).is_file():
+            return _shards(root / name)
+    return []
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index} is not an index of weights: {error!r}") from error
+    strangers = [name for name in names if Path(name).name != name]
+    if strangers:  # an index that points out of its folder would make us read any file
+        raise CheckpointError(f"{index} names {strangers[0]!r}, which is not a file beside it")
+    absent = [name for name in names if not (index.parent / name).is_file()]
+    if absent:
+        raise CheckpointError(f"{index} names {_some(absent)}, which {'is' if len(absent) == 1 else 'are'} missing")
+    return [index.parent / name for name in names]
+
+
+def _read(file: Path) -> StateDict:
+    if file.suffix != ".safetensors":
+        return dict(load_torch(file))
+    try:
+        return load_file(file, device="cpu")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file} could not be read: {error}") from error
+
+
+def _load_files(model: nn.Module, files: Iterable[Path]) -> LoadReport:
+    found: set[str] = set()
+    unexpected: list[str] = []
+    file = Path()
+    for file in files:  # one shard in memory at a time
+        state = _read(file)
+        if not all(name in model.state_dict() for name in state):
+            state = _without_wrapper_prefix(state)
+        unexpected += _copy_into(model, state, file)
+        found.update(state)
+    missing = _missing(model, found)
+    if found and len(unexpected) == len(found) and missing:
+        raise CheckpointError(
+            f"{file.parent} holds the weights of another model: none of its tensors ({_some(unexpected)}) "
+            f"is one of {type(model).__name__}'s ({_some(missing)})"
+        )
+    return LoadReport(tuple(missing), tuple(unexpected))
+
+
+def _copy_into(model: nn.Module, state: StateDict, source: Path) -> list[str]:
+    """Copy `state` into the model's own tensors, and return the names it does not have."""
+    try:
+        return list(model.load_state_dict(state, strict=False).unexpected_keys)
+    except RuntimeError as error:
+        own = model.state_dict()
+        unequal = [name for name in state if name in own and _shape(state[name]) != _shape(own[name])]
+        if not unequal:
+            raise CheckpointError(f"{source} does not fit {type(model).__name__}: {error}") from error
+        name = unequal[0]
+        raise CheckpointError(
+            f"{name} has shape {_shape(state[name])} in {source} but {_shape(own[name])} in {type(model).__name__}"
+            + (f" (and {len(unequal) - 1} more differ)" if len(unequal) > 1 else "")
+        ) from error
+
+
+def _missing(model: nn.Module, found: set[str]) -> list[str]:
+    """Return the model's names that were not loaded, neither themselves nor through a tensor they are tied to."""
+    own = model.state_dict(keep_vars=True)  # with the objects themselves, so that tied names show
+    loaded = {id(own[name]) for name in found if name in own}
+    left_out = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
+    return [name for name, value in own.items() if id(value) not in loaded and name not in left_out]
+
+
+def _load_converted(model: nn.Module, root: Path, report: LoadReport) -> LoadReport:
+    """Load weights whose names on disk differ from the model's.
+
+    transformers stores some architectures in the layout they were published in (a tensor per expert) and joins the tensors
+    when it loads. Only its own `from_pretrained` knows how, so a second model is read and copied from. A name for name load
+    alone would leave those weights at their random values.
+    """
+    with torch.random.fork_rng(devices=[]):  # from_pretrained draws initial values for what it does not find
+        other, info = type(model).from_pretrained(  # type: ignore[attr-defined]
+            os.fspath(root),
+            config=model.config,
+            dtype=model.dtype,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    lacking = set(info["missing_keys"])
+    state = {name: value for name, value in other.state_dict().items() if name not in lacking}
+    _copy_into(model, state, root)
+    missing = _missing(model, set(state))
+    if len(missing) >= len(report.missing):  # nothing was joined: the names really differ
+        return report
+    return LoadReport(tuple(missing), tuple(sorted(info["unexpected_keys"])))
+
+
+# ---- words ----
+
+
+def _nothing_found(root: Path, wants_adapter: bool) -> str:
+    names = [SAFE_WEIGHTS_NAME, WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME]
+    if wants_adapter:
+        names = [ADAPTER_SAFE_WEIGHTS_NAME, ADAPTER_WEIGHTS_NAME, *names]
+    where = f"no weights in {root}" if root.is_dir() else f"{root} is not a directory"
+    return f"{where}: looked for {', '.join(names)}"
+
+
+def _shape(value: Any) -> list[int] | None:
+    return list(value.shape) if isinstance(value, Tensor) else None
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = list(names)
+    return ", ".join(listed[:5]) + (f", ... ({len(listed)} in all)" if len(listed) > 5 else "")

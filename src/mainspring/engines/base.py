@@ -1,0 +1,208 @@
+"""The engine of one process: every verb in a line or three. Other engines override what differs, and only that."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+    from mainspring.engines.accelerator import MainspringAccelerator
+    from mainspring.engines.ddp import WrapOptions
+
+_NOTHING: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+
+
+class SingleProcess:
+    """One process, one device.
+
+    Attributes:
+        accelerator: The `accelerate.Accelerator` that holds device, precision and scaler.
+        rank: Index of this process, 0 here.
+        world_size: Number of processes, 1 here.
+        step_was_skipped: Whether the last `step` was left out for an fp16 overflow.
+    """
+
+    def __init__(self, accelerator: MainspringAccelerator, wrap: WrapOptions) -> None:
+        self.accelerator = accelerator
+        self.wrap_options = wrap
+        self.device: torch.device = accelerator.device
+        self.rank: int = accelerator.process_index
+        self.world_size: int = accelerator.num_processes
+        self.scaler: torch.amp.GradScaler | None = accelerator.scaler
+        self.step_was_skipped = False
+        self.optimizer: Optimizer | None = None
+        self._unscaled = False
+        self._placed: tuple[nn.Module, nn.Module] | None = None
+
+    # ---- the model ----
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """Prepare `model` for forward passes only: device, autocast, compilation. The same model is prepared once."""
+        if not self.is_placed(model):
+            self._placed = (model, self.accelerator.prepare_model(model, evaluation_mode=True))
+        assert self._placed is not None
+        return self._placed[1]
+
+    def is_placed(self, model: nn.Module) -> bool:
+        """Whether `place` has seen this model."""
+        return self._placed is not None and self._placed[0] is model
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Prepare `model` for training; what comes back is what `trainer.model_wrapped` is."""
+        return self.place(model)
+
+    # ---- one update ----
+
+    def accumulate(self, model: nn.Module, sync: bool) -> contextlib.AbstractContextManager[Any]:
+        """The context of one micro-batch; `sync` is True for the last one of an update."""
+        self.accelerator.gradient_state.sync_gradients = sync
+        return _NOTHING
+
+    def backward(self, loss: torch.Tensor, **kwargs: Any) -> None:
+        """Backpropagate `loss`, a scalar."""
+        if self.scaler is None:
+            loss.backward(**kwargs)  # type: ignore[no-untyped-call]
+        else:
+            self.scaler.scale(loss).backward(**kwargs)
+
+    def prepare_optimizer(self, optimizer: Optimizer) -> Optimizer:
+        """Take note of the run's optimizer, whose gradients `unscale` works on, and return it ready to step."""
+        self.optimizer = optimizer
+        return optimizer
+
+    def unscale(self, optimizer: Optimizer | None = None) -> None:
+        """Divide the gradients by the loss scale, at most once per update."""
+        optimizer = optimizer or self.optimizer
+        if self.scaler is None or self._unscaled or optimizer is None:
+            return
+        self.scaler.unscale_(getattr(optimizer, "optimizer", optimizer))  # Accelerate's wrapper hides the real one
+        self._unscaled = True
+
+    def clip_grad_norm(
+        self, parameters: Iterable[torch.Tensor], max_norm: float, norm_type: float = 2.0
+    ) -> torch.Tensor:
+        """Clip to a total norm of `max_norm`; returns the norm before clipping, 0-d on the device."""
+        if self.scaler is not None:
+            self.unscale()
+        return torch.nn.utils.clip_grad_norm_(parameters, max_norm, norm_type)
+
+    def grad_norm(self, parameters: Iterable[torch.Tensor]) -> torch.Tensor:
+        """The total norm of the gradients, which stay as they are."""
+        if self.scaler is not None:
+            self.unscale()
+        return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+    def step(self, optimizer: Optimizer) -> None:
+        """One optimizer step; with a scaler it may be skipped, which `step_was_skipped` then says."""
+        if self.scaler is None:
+            optimizer.step()
+            return
+        before = self.scaler.get_scale()
+        self.scaler.step(getattr(optimizer, "optimizer", optimizer))
+        self.scaler.update()
+        self._unscaled = False
+        self.step_was_skipped = self.scaler.get_scale() < before
+
+    # ---- between processes ----
+
+    def mean(self, value: torch.Tensor) -> float:
+        """The mean of a 0-d tensor over all processes, on the host."""
+        return float(value.item())
+
+    def sum(self, value: torch.Tensor) -> torch.Tensor:
+        """The sum of a tensor over all processes, on the device."""
+        return value
+
+    def share(self, value: Any) -> Any:
+        """The first process's `value`, a small picklable object."""
+        return value
+
+    def barrier(self) -> None:
+        """Wait until every process is here."""
+
+    # ---- evaluation ----
+
+    def evaluation_batches(self, loader: Iterable[Any]) -> Iterator[tuple[Any, int | None]]:
+        """Yield `(batch, real)` for an evaluation: `real` is the number of rows that are samples of the data set.
+
+        None means all of them. While the last batch is out, `accelerator.gather_for_metrics` knows what to cut off.
+        """
+        if hasattr(loader, "end_of_dataloader"):  # prepared by Accelerate: it does its own book-keeping
+            for batch in loader:
+                yield batch, None
+            return
+        gradient_state = self.accelerator.gradient_state
+        marker = _EndMarker()
+        gradient_state._add_dataloader(marker)
+        try:
+            for batch, is_last in mark_last(loader):
+                if is_last:
+                    marker.close(loader, self.world_size)
+                yield batch, None
+        finally:
+            gradient_state._remove_dataloader(marker)
+
+    def fill_rows(self, tensors: Any, real: int | None, loader: Iterable[Any]) -> Any:
+        """Bring the outputs of a shortened batch back to the rows that every process sends."""
+        return tensors
+
+
+class _EndMarker:
+    """What Accelerate's gradient state asks of the loader in use."""
+
+    def __init__(self) -> None:
+        self.end_of_dataloader = False
+        self.remainder = -1
+
+    def close(self, loader: Iterable[Any], world_size: int) -> None:
+        self.end_of_dataloader = True
+        rows = global_rows(loader, world_size)
+        if rows is not None:
+            samples, rows_per_round = rows
+            self.remainder = samples % rows_per_round
+
+
+def global_rows(loader: Iterable[Any], world_size: int) -> tuple[int, int] | None:
+    """`(samples of the data set, rows of one round over all processes)`, or None where they cannot be known."""
+    batch_size = getattr(getattr(loader, "batch_sampler", None), "batch_size", None) or getattr(
+        loader, "batch_size", None
+    )
+    try:
+        samples = len(loader.dataset)  # type: ignore[attr-defined]
+    except (TypeError, AttributeError):
+        return None
+    return (samples, batch_size * world_size) if batch_size else None
+
+
+def real_rows(samples: int, batch_size: int, rank: int, world_size: int, round_index: int) -> int:
+    """How many rows of this rank's batch in round `round_index` are samples, not filling.
+
+    Batches are dealt by rank: round k holds the samples from k x batch_size x world_size on.
+    """
+    start = (round_index * world_size + rank) * batch_size
+    return min(max(samples - start, 0), batch_size)
+
+
+def rounds(samples: int, batch_size: int, world_size: int) -> int:
+    """How many rounds of batches all processes go through together."""
+    return math.ceil(samples / (batch_size * world_size))
+
+
+def mark_last(items: Iterable[Any]) -> Iterator[tuple[Any, bool]]:
+    """Yield `(item, is_last)`, reading one item ahead."""
+    iterator = iter(items)
+    try:
+        current = next(iterator)
+    except StopIteration:
+        return
+    for following in iterator:
+        yield current, False
+        current = following
+    yield current, True

@@ -1,0 +1,98 @@
+"""The exceptions of the package: few, and each also an exception that Python users already catch.
+
+Messages are one line per problem and name the option or argument, its value, why that cannot be, and what to do
+instead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = [
+    "CheckpointError",
+    "MainspringError",
+    "MissingPackageError",
+    "NotAvailableError",
+    "OptionError",
+    "Problem",
+    "did_you_mean",
+]
+
+
+class MainspringError(Exception):
+    """Base of every exception that this package defines."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with one option.
+
+    Attributes:
+        option: Name of the option or argument.
+        value: The value it was given.
+        why: Why that value cannot be used, without a full stop.
+        fix: What the user can do, in the imperative.
+    """
+
+    option: str
+    value: object
+    why: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.option}={_shown(self.value)}: {self.why}; {self.fix}"
+
+
+class OptionError(MainspringError, ValueError):
+    """One or several options cannot be what they were set to.
+
+    Attributes:
+        problems: Every problem that was found, in the order of the message's lines.
+    """
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems: tuple[Problem, ...] = tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+    def __reduce__(self) -> tuple[type[OptionError], tuple[tuple[Problem, ...]]]:
+        # The default would rebuild the error from its message; data workers and launchers pickle exceptions.
+        return type(self), (self.problems,)
+
+
+class NotAvailableError(OptionError):
+    """Options that are known, but whose machinery this version does not have yet."""
+
+
+class MissingPackageError(MainspringError, ImportError):
+    """Something that was asked for needs a package that is not installed."""
+
+
+class CheckpointError(MainspringError, ValueError):
+    """A checkpoint is absent, incomplete or not what was expected."""
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the choice closest to ``name``, or ``""`` when none is close.
+
+    Args:
+        name: What the user wrote.
+        choices: What could have been meant.
+
+    Returns:
+        A tail for an error message.
+    """
+    from difflib import get_close_matches  # only a mistake needs it: not worth its import time at start
+
+    spellings = {choice.lower(): choice for choice in choices}
+    close = get_close_matches(name.lower(), spellings, n=1)
+    return f"; did you mean {spellings[close[0]]!r}?" if close else ""
+
+
+def _shown(value: object, limit: int = 200) -> str:
+    """Return the value as the user wrote it (the text of an enumeration member), cut to ``limit`` characters."""
+    text = repr(getattr(value, "value", value) if isinstance(value, str) else value)
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"

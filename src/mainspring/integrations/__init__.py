@@ -1,0 +1,27 @@
+"""Door: what scripts import from ``integrations``: whether a service's package is installed."""
+
+from __future__ import annotations
+
+from accelerate.utils import (
+    is_clearml_available,
+    is_comet_ml_available as is_comet_available,
+    is_deepspeed_available,
+    is_dvclive_available,
+    is_mlflow_available,
+    is_swanlab_available,
+    is_tensorboard_available,
+    is_trackio_available,
+    is_wandb_available,
+)
+
+__all__ = [
+    "is_clearml_available",
+    "is_comet_available",
+    "is_deepspeed_available",
+    "is_dvclive_available",
+    "is_mlflow_available",
+    "is_swanlab_available",
+    "is_tensorboard_available",
+    "is_trackio_available",
+    "is_wandb_available",
+]

@@ -1,0 +1,106 @@
+"""Methods of the older generation that subclasses still call or override: each hands on, or says where it went."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from mainspring import checkpoint as ckpt
+from mainspring.errors import NotAvailableError, Problem
+from mainspring.metrics import nested_numpify
+
+if TYPE_CHECKING:
+    from mainspring.metrics import EvalLoopOutput
+
+
+def _later(name: str) -> NotAvailableError:
+    return NotAvailableError([Problem(name, None, "not available yet", "leave the call out")])
+
+
+class OlderNames:
+    """What the older generation's `Trainer` had and the newest lacks, and what is not available yet."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """Older spelling of `processing_class`."""
+        return self.processing_class
+
+    @tokenizer.setter
+    def tokenizer(self, value: Any) -> None:
+        self.processing_class = value
+
+    @property
+    def _tr_loss(self) -> Any:
+        """The loss window: a 0-d tensor on the device."""
+        return self._window.total
+
+    def prediction_loop(self: Any, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Older name of `evaluation_loop`."""
+        output: EvalLoopOutput = self.evaluation_loop(dataloader, description, *args, **kwargs)
+        return output
+
+    def num_tokens(self: Any, train_dl: Any, max_steps: int | None = None) -> int:
+        """Input tokens in a loader, all of it or its first `max_steps` batches."""
+        total = 0
+        for index, batch in enumerate(train_dl):
+            if max_steps is not None and index >= max_steps:
+                break
+            total += int(batch["input_ids"].numel())
+        return total
+
+    def _nested_gather(self: Any, tensors: Any, name: str | None = None) -> Any:
+        return None if tensors is None else self.accelerator.gather(tensors)
+
+    def _gather_and_numpify(self: Any, tensors: Any, name: str) -> Any:
+        return None if tensors is None else nested_numpify(self._nested_gather(tensors))
+
+    def _pad_across_processes(self: Any, tensor: Any, pad_index: int = -100) -> Any:
+        return self.accelerator.pad_across_processes(tensor, dim=1, pad_index=pad_index)
+
+    def _sorted_checkpoints(
+        self: Any, output_dir: str | None = None, checkpoint_prefix: str = "checkpoint", use_mtime: bool = False
+    ) -> list[str]:
+        found: list[str] = ckpt.sort_checkpoints(
+            output_dir or self.args.output_dir, best_model_checkpoint=self.state.best_model_checkpoint
+        )
+        return found
+
+    def _rotate_checkpoints(self: Any, use_mtime: bool = False, output_dir: str | None = None) -> None:
+        ckpt.rotate_checkpoints(
+            output_dir or self.args.output_dir, self.args.save_total_limit, self.state.best_model_checkpoint
+        )
+
+    def init_git_repo(self, at_init: bool = False) -> None:
+        """Older name of `init_hf_repo`."""
+        warnings.warn("init_git_repo is now init_hf_repo", FutureWarning, stacklevel=2)
+        self.init_hf_repo()
+
+    def torch_jit_model_eval(self, model: Any, dataloader: Any, training: bool = False) -> Any:
+        """Removed: use `torch_compile=True`."""
+        raise ValueError("torch_jit_model_eval was removed together with jit_mode_eval: use torch_compile=True")
+
+    def ipex_optimize_model(self, model: Any, training: bool = False, dtype: Any = None) -> Any:
+        """Removed: the package behind it no longer works with current torch."""
+        raise ValueError("ipex_optimize_model was removed together with use_ipex: use torch_compile=True")
+
+    # ---- not available yet ----
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Not available yet."""
+        raise _later("init_hf_repo")
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """Not available yet."""
+        raise _later("push_to_hub")
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Not available yet."""
+        raise _later("create_model_card")
+
+    def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
+        """Not available yet."""
+        raise _later("hyperparameter_search")
+
+    def propagate_args_to_deepspeed(self, auto_find_batch_size: bool = False) -> None:
+        """Not available yet."""
+        raise _later("propagate_args_to_deepspeed")

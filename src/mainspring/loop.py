@@ -1,0 +1,209 @@
+"""THE training loop: `fit` > `run_epoch` > `run_update`. Each level does one thing and fits on a screen.
+
+It talks to the trainer's overridable methods and to its engine, and imports no module behind them: it cannot go
+round what a user overrides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from mainspring.callbacks.preemption import Interruption
+from mainspring.seams import adapt
+from mainspring.utils.logging import get_logger
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from mainspring.metrics import TrainOutput
+    from mainspring.state import TrainPlan
+    from mainspring.trainer import Trainer
+
+logger = get_logger(__name__)
+
+
+@dataclass
+class Run:
+    """One call of `train`: the frozen plan, what was prepared for it, and where it starts.
+
+    Attributes:
+        plan: Every number that was worked out before the first update.
+        model: The wrapped model that the forward passes go through.
+        loader: The training batches of this process.
+        first_epoch: The epoch in which training begins, above 0 when resumed.
+        skip: Micro-batches of that epoch that were already trained on.
+        start_time: When the run began, in seconds since the epoch.
+        checkpoint: The folder that is resumed from, or None.
+        trial: The hyper-parameter search's trial, or None.
+        ignore_keys: Output keys that evaluations leave out.
+    """
+
+    plan: TrainPlan
+    model: nn.Module
+    loader: Any
+    first_epoch: int = 0
+    skip: int = 0
+    start_time: float = 0.0
+    checkpoint: str | None = None
+    trial: Any = None
+    ignore_keys: list[str] | None = None
+    interruption: Interruption = field(default_factory=Interruption)
+
+
+def fit(trainer: Trainer, run: Run) -> TrainOutput:
+    """Train from where the run starts to the end of its plan."""
+    with run.interruption.listen():
+        trainer._fire("on_train_begin")
+        if trainer.args.eval_on_start:
+            trainer._evaluate(run.trial, run.ignore_keys, skip_scheduler=True)
+        for epoch in range(run.first_epoch, run.plan.num_train_epochs):
+            trainer._fire("on_epoch_begin")
+            trainer._run_epoch(**_epoch_arguments(run, epoch))
+            if trainer.control.should_training_stop:
+                break
+    return trainer._finalize_training(run.trial, run.plan.num_train_samples, run.start_time)
+
+
+def _epoch_arguments(run: Run, epoch: int) -> dict[str, Any]:
+    """What the overridable `_run_epoch` is given."""
+    return {
+        "model": run.model,
+        "epoch": epoch,
+        "train_dataloader": run.loader,
+        "steps_in_epoch": run.plan.steps_in_epoch,
+        "num_update_steps_per_epoch": run.plan.num_update_steps_per_epoch,
+        "trial": run.trial,
+        "ignore_keys_for_eval": run.ignore_keys,
+        "start_time": run.start_time,
+        "resume_from_checkpoint": run.checkpoint,
+        "epochs_trained": run.first_epoch,
+        "steps_trained_in_current_epoch": run.skip,
+    }
+
+
+def run_epoch(trainer: Trainer, run: Run, epoch: int, skip: int) -> None:
+    """One pass over the data, from micro-batch `skip` on."""
+    plan, control = run.plan, trainer.control
+    batches = trainer._batches_of(run, epoch, skip)
+    update = UpdateRunner(trainer, run, epoch, skip)
+    read_anything = skip > 0
+    for index in range(skip // plan.gradient_accumulation_steps, plan.num_update_steps_per_epoch):
+        if trainer.state.global_step >= plan.max_steps:
+            control.should_training_stop = True
+            break
+        micro_batches, num_items = trainer.get_batch_samples(batches, plan.batches_of_update(index), trainer.args.device)
+        if not micro_batches:
+            break
+        read_anything = True
+        update(micro_batches, num_items)
+        control = trainer.control
+        if control.should_epoch_stop or control.should_training_stop:
+            break
+    if not read_anything:
+        _stop_without_data(trainer)
+    trainer._fire("on_epoch_end")
+    trainer._close_epoch(epoch)
+    update.log_save_evaluate()
+
+
+def _stop_without_data(trainer: Trainer) -> None:
+    logger.warning(
+        "the training data gave no batch in this epoch: training stops at step %d of %d",
+        trainer.state.global_step,
+        trainer.state.max_steps,
+    )
+    trainer.control.should_training_stop = True
+
+
+class UpdateRunner:
+    """`run_update` of one epoch, with what does not change between updates looked up once."""
+
+    def __init__(self, trainer: Trainer, run: Run, epoch: int, done: int) -> None:
+        self.trainer = trainer
+        self.run = run
+        self.epoch = epoch
+        self.done = done
+        self.grad_norm: Tensor | float | None = None
+        self.learning_rate: float | None = None
+        self._training_step = adapt(trainer.training_step, ("model", "inputs", "num_items_in_batch"))
+        self._maybe_log_save_evaluate = adapt(trainer._maybe_log_save_evaluate, _LOG_SAVE_EVALUATE)
+
+    def __call__(self, micro_batches: list[Any], num_items: Tensor | int | None) -> None:
+        """One optimizer update: see `mainspring.callbacks.base` for the order of events."""
+        trainer = self.trainer
+        trainer.current_gradient_accumulation_steps = len(micro_batches)
+        trainer._fire("on_step_begin")
+        if not self._accumulate(micro_batches, num_items):
+            return
+        self._step(trainer)
+        self._advance(trainer)
+        trainer._fire("on_step_end")
+        self.log_save_evaluate()
+        if self.run.interruption.requested:
+            self.run.interruption.honour(trainer, self.run)
+
+    def _accumulate(self, micro_batches: list[Any], num_items: Tensor | int | None) -> bool:
+        """Forward and backward of every micro-batch; False where a callback stopped the epoch in between."""
+        trainer, model = self.trainer, self.run.model
+        engine, window, last = trainer._engine, trainer._window, len(micro_batches) - 1
+        since_log = trainer.state.global_step - trainer._globalstep_last_logged
+        for position, batch in enumerate(micro_batches):
+            with engine.accumulate(model, position == last):
+                loss = self._training_step(model, batch, num_items)
+            window.add(loss, since_log)
+            trainer._account(batch)
+            self.done += 1
+            if position != last:
+                trainer._fire("on_substep_end")
+                if trainer.control.should_epoch_stop or trainer.control.should_training_stop:
+                    trainer._parts_of(model).forget_gradients()  # half an update must not leak into the next one
+                    return False
+        return True
+
+    def _step(self, trainer: Trainer) -> None:
+        """Clip, step, move the schedule, forget the gradients."""
+        model = self.run.model
+        clipped = trainer._clip_grad_norm(model) if trainer.args.max_grad_norm > 0 else None
+        self.grad_norm = trainer._get_grad_norm(model, grad_norm=clipped)
+        trainer._fire("on_pre_optimizer_step")
+        trainer._engine.step(trainer.optimizer)
+        trainer._fire("on_optimizer_step")
+        self.learning_rate = trainer._get_learning_rate()  # the rate that this update used
+        trainer._step_scheduler()
+        trainer._parts_of(model).forget_gradients()
+
+    def _advance(self, trainer: Trainer) -> None:
+        trainer.state.global_step += 1
+        trainer.state.epoch = self.epoch + self.done / self.run.plan.steps_in_epoch
+        trainer._progress.batches = self.done
+
+    def log_save_evaluate(self) -> None:
+        """Log, evaluate and save where the control asks for it, through the overridable seam."""
+        trainer, run = self.trainer, self.run
+        self._maybe_log_save_evaluate(
+            trainer._window.total,
+            self.grad_norm,
+            run.model,
+            run.trial,
+            self.epoch,
+            run.ignore_keys,
+            run.start_time,
+            self.learning_rate,
+        )
+
+
+_LOG_SAVE_EVALUATE = (
+    "tr_loss",
+    "grad_norm",
+    "model",
+    "trial",
+    "epoch",
+    "ignore_keys_for_eval",
+    "start_time",
+    "learning_rate",
+)
+
+BatchIterator = Iterator[Any]
+TrainingStep = Callable[..., "Tensor"]

@@ -1,0 +1,163 @@
+"""The loss: taken from a model's output, smoothed, and normalised by what it is a mean of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+IGNORE_INDEX = -100
+"""Label value that no loss counts, by the convention of `torch.nn.functional.cross_entropy`."""
+
+
+def loss_of(outputs: Any) -> Tensor:
+    """The loss in what a model returned.
+
+    Args:
+        outputs: A mapping with the key `"loss"` (a `ModelOutput` is one), a tuple or list that starts with the loss,
+            or the loss itself as a 0-d tensor.
+
+    Returns:
+        The loss, as the model gave it (0-d, or one value per replica).
+
+    Raises:
+        ValueError: The output has no loss; the message lists what it has.
+        TypeError: The output is none of these forms.
+    """
+    if isinstance(outputs, Mapping):
+        loss = outputs.get("loss")
+        if loss is None:
+            raise ValueError(
+                f"the model returned no loss, only {_listed(outputs)}: pass labels among the inputs (they have "
+                f"{_LABELS_HINT}), or override compute_loss"
+            )
+    elif isinstance(outputs, (tuple, list)):
+        loss = outputs[0] if outputs else None
+    else:
+        loss = outputs if isinstance(outputs, Tensor) and outputs.dim() == 0 else None
+    if not isinstance(loss, Tensor):
+        raise TypeError(
+            f"no loss in the model's output of type {type(outputs).__name__}: return a mapping with the key 'loss' or "
+            "a tuple that starts with the loss, or override compute_loss"
+        )
+    return loss
+
+
+_LABELS_HINT = "the name that the model's forward expects, usually 'labels'"
+
+
+def _listed(outputs: Mapping[str, Any]) -> str:
+    return ", ".join(str(key) for key in outputs) or "an empty mapping"
+
+
+def logits_of(outputs: Any) -> Tensor:
+    """The logits in what a model returned without a loss: the key `"logits"`, or the first element of a tuple.
+
+    Raises:
+        ValueError: A mapping without `"logits"`; the message lists its keys.
+    """
+    if not isinstance(outputs, Mapping):
+        first: Tensor = outputs[0]
+        return first
+    if "logits" not in outputs:
+        raise ValueError(f"the model returned no logits, only {_listed(outputs)}: label smoothing needs them")
+    logits: Tensor = outputs["logits"]
+    return logits
+
+
+@dataclass
+class LabelSmoother:
+    """Cross-entropy against labels mixed with the uniform distribution over the classes.
+
+    `(1 - epsilon) * nll + epsilon * uniform`, where `nll` is the mean of -log p(label) and `uniform` the mean over
+    tokens and classes of -log p (Szegedy et al. 2016, https://arxiv.org/abs/1512.00567, section 7).
+
+    Args:
+        epsilon: Weight of the uniform distribution, in [0, 1].
+        ignore_index: Labels of this value count in neither mean.
+    """
+
+    epsilon: float = 0.1
+    ignore_index: int = IGNORE_INDEX
+
+    def __call__(
+        self,
+        model_output: Any,
+        labels: Tensor,
+        shift_labels: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """The smoothed loss of one batch.
+
+        Args:
+            model_output: Holds the logits, shape (..., classes): a mapping with `"logits"`, or a tuple starting with them.
+            labels: Class indices, shape (...) or (..., 1).
+            shift_labels: Whether position i predicts the label of position i + 1 (causal language models).
+            num_items_in_batch: What the sums are divided by; by default the number of labels that count in this batch.
+
+        Returns:
+            The loss, 0-d.
+        """
+        logits = logits_of(model_output)
+        if shift_labels:
+            logits, labels = logits[..., :-1, :], labels[..., 1:]
+        log_p = functional.log_softmax(logits, dim=-1)
+        if labels.dim() < log_p.dim():
+            labels = labels.unsqueeze(-1)
+        ignored = labels.eq(self.ignore_index)
+        of_label = log_p.gather(-1, labels.masked_fill(ignored, 0)).masked_fill(ignored, 0)
+        # Half precision cannot hold a sum over a vocabulary.
+        of_all = log_p.sum(-1, keepdim=True, dtype=torch.float32).masked_fill(ignored, 0)
+        count = _count_on(log_p.device, num_items_in_batch, ignored)
+        nll = -of_label.sum() / count
+        uniform = -of_all.sum() / (count * log_p.shape[-1])
+        return (1 - self.epsilon) * nll + self.epsilon * uniform
+
+
+def _count_on(device: torch.device, num_items: Tensor | int | None, ignored: Tensor) -> Tensor | int:
+    if num_items is None:
+        return ignored.numel() - ignored.sum()
+    return num_items.to(device, non_blocking=True) if isinstance(num_items, Tensor) else num_items
+
+
+def count_items(batches: Sequence[Any], shifts_labels: bool) -> Tensor | None:
+    """How many labels the loss of these batches is a mean of.
+
+    `shift_labels` are counted as they are when a batch has them. The first label of a row is nobody's target when the
+    loss itself shifts, so it is left out then.
+
+    Args:
+        batches: The micro-batches of one update.
+        shifts_labels: Whether the model's loss compares position i with the label of position i + 1.
+
+    Returns:
+        The count of labels other than -100 as a 0-d int64 tensor on the labels' device, with no synchronisation; None
+        where there is nothing to count (no batches, a batch without labels, or with labels that are not a tensor).
+    """
+    counts = []
+    for batch in batches:
+        targets = _targets(batch, shifts_labels)
+        if targets is None:
+            return None
+        counts.append(targets.ne(IGNORE_INDEX).sum())
+    if not counts:
+        return None
+    total = counts[0]
+    for count in counts[1:]:
+        total = total + count
+    return total
+
+
+def _targets(batch: Any, shifts_labels: bool) -> Tensor | None:
+    if not isinstance(batch, Mapping):
+        return None
+    if isinstance(shifted := batch.get("shift_labels"), Tensor):
+        return shifted
+    labels = batch.get("labels")
+    if not isinstance(labels, Tensor):
+        return None
+    return labels[..., 1:] if shifts_labels and labels.dim() > 0 else labels

@@ -1,0 +1,1594 @@
+"""`Trainer`: every method that users override, each a short body. What they stand on lives in the rooms beside.
+
+The names and signatures are the reference's; helpers of our own are underscored and called from the seams only.
+The training loop is in `mainspring.loop`, the evaluation loop in `mainspring.evaluation`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.utils.data import DataLoader, IterableDataset, Sampler, SequentialSampler
+
+from mainspring import checkpoint as ckpt
+from mainspring import evaluation, loop
+from mainspring import model as models
+from mainspring.arguments.enums import ParallelMode, SaveStrategy
+from mainspring.arguments.own import own_options
+from mainspring.arguments.training_arguments import TrainingArguments
+from mainspring.callbacks.base import CallbackHandler
+from mainspring.callbacks.flow import DefaultFlowCallback
+from mainspring.callbacks.preemption import Interruption
+from mainspring.callbacks.progress import PrinterCallback, ProgressCallback
+from mainspring.data.collators import DataCollatorWithPadding, RemoveColumnsCollator, default_data_collator
+from mainspring.data.columns import remove_unused_columns
+from mainspring.data.loaders import LoaderOptions, build_loader
+from mainspring.data.position import batches_from
+from mainspring.data.samplers import EpochRandomSampler, IterableShard
+from mainspring.legacy import OlderNames
+from mainspring.loss import LabelSmoother, count_items, loss_of
+from mainspring.metrics import (
+    EvalLoopOutput,
+    LossWindow,
+    PredictionOutput,
+    TrainOutput,
+    has_length,
+    log_metrics,
+    metrics_format,
+    nested_detach,
+    number_of_arguments,
+    save_metrics,
+    speed_metrics,
+)
+from mainspring.optimizers import (
+    build_optimizer,
+    decay_parameter_names,
+    optimizer_class_and_kwargs,
+    parameter_groups,
+)
+from mainspring.schedulers import get_scheduler
+from mainspring.seams import adapt, takes
+from mainspring.seeding import capture_rng, enable_full_determinism, restore_rng, seed_worker, set_seed
+from mainspring.state import Progress, TrainerControl, TrainerState, TrainPlan, plan_training, restore_callbacks
+from mainspring.utils.logging import get_logger, set_verbosity
+
+if TYPE_CHECKING:
+    from mainspring.engines.accelerator import MainspringAccelerator
+    from mainspring.engines.base import SingleProcess
+
+logger = get_logger(__name__)
+
+_EVALUATION_KEYS = frozenset({"loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time"})
+
+
+class Trainer(OlderNames):
+    """Train, evaluate and predict with a PyTorch model.
+
+    Args:
+        model: The model, any `nn.Module`. Its forward takes the batch as keywords and returns a mapping with `loss`,
+            or a tuple that starts with it. Exactly one of `model` and `model_init` is needed.
+        args: The options; None stands for `TrainingArguments("tmp_trainer")`. Arguments derived from the reference's
+            class are read by its names only.
+        data_collator: Makes a batch of a list of samples. Default: padding where `processing_class` is a tokenizer or
+            a feature extractor, else stacking.
+        train_dataset: Map-style or iterable; without a length, `max_steps` must be set.
+        eval_dataset: One data set, or a mapping of names to data sets (metrics are then called `eval_<name>_...`).
+        processing_class: Tokenizer or processor; saved with the model.
+        model_init: Called for a fresh model at construction and at each `train`; takes nothing, or the trial.
+        compute_loss_func: `(outputs, labels, num_items_in_batch=...) -> loss`: a sum over items divided by their
+            number, which is that of the whole update.
+        compute_metrics: `(EvalPrediction) -> dict`.
+        callbacks: Added to the default ones: classes or instances.
+        optimizers: `(optimizer, scheduler)`, each may be None.
+        optimizer_cls_and_kwargs: Class and keywords of the optimizer, instead of `optim`.
+        preprocess_logits_for_metrics: `(logits, labels) -> logits`, per batch, before anything is gathered.
+        tokenizer: Older spelling of `processing_class`.
+
+    Attributes:
+        model: The model itself, never a wrapper.
+        model_wrapped: The outermost wrapper: what forward passes go through.
+        args: The options.
+        accelerator: An `accelerate.Accelerator` that is true for the engine in use.
+        state: What callbacks read; saved with each checkpoint.
+        control: The switches that callbacks set.
+        callback_handler: Holds the callbacks, and has an `on_*` method for each event.
+        optimizer: The optimizer, from `train` on or as given.
+        lr_scheduler: The schedule, likewise.
+        is_in_train: Whether `train` is running.
+        is_model_parallel: Whether the model's layers lie on several devices.
+        place_model_on_device: Whether the trainer moves the model to the device.
+        label_names: Keys of the batch that are labels.
+        can_return_loss: Whether the model's forward has `return_loss=True` as default.
+        model_accepts_loss_kwargs: Whether the model takes `num_items_in_batch` and normalises its loss by it.
+        current_gradient_accumulation_steps: Micro-batches of the update being made.
+        current_flos: Floating-point operations since they were last added to the state.
+        hp_name, hp_search_backend: Set by a hyper-parameter search.
+
+    Raises:
+        RuntimeError: Neither `model` nor `model_init`; `optimizers` together with `model_init` or
+            `optimizer_cls_and_kwargs`.
+        ValueError: An option that cannot work with what was passed; the message names both and the way out.
+    """
+
+    loss_is_scaled_for_ga: bool | None = None
+    """How a subclass's own loss is scaled: True, normalised over the whole update; False, a mean over its micro-batch;
+    None, decided by whether the loss took `num_items_in_batch`."""
+
+    # ---- construction ----
+
+    def __init__(
+        self,
+        model: nn.Module | None = None,
+        args: TrainingArguments | None = None,
+        data_collator: Callable[..., Any] | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        model_init: Callable[..., nn.Module] | None = None,
+        compute_loss_func: Callable[..., Tensor] | None = None,
+        compute_metrics: Callable[..., dict[str, Any]] | None = None,
+        callbacks: list[Any] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        optimizer_cls_and_kwargs: tuple[Any, dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: Callable[[Any, Any], Any] | None = None,
+        tokenizer: Any = None,
+    ) -> None:
+        self.args = args if args is not None else TrainingArguments("tmp_trainer")
+        self._own = own_options(self.args)
+        self._seed()
+        self.model = model  # type: ignore[assignment]  # `create_accelerator_and_postprocess` may look at it
+        self.create_accelerator_and_postprocess()
+        set_verbosity(self.args.get_process_log_level())
+
+        self._take_model(model, model_init)
+        self._take_data(train_dataset, eval_dataset, data_collator, _one_processor(processing_class, tokenizer))
+        self.compute_loss_func = compute_loss_func
+        self.compute_metrics = compute_metrics
+        self.preprocess_logits_for_metrics = preprocess_logits_for_metrics
+        self.optimizer, self.lr_scheduler = optimizers
+        self.optimizer_cls_and_kwargs = optimizer_cls_and_kwargs
+        self._validate_args()
+
+        self._init_bookkeeping()
+        self._init_callbacks(callbacks)
+        self._make_output_dir()
+        self.state = TrainerState(
+            is_local_process_zero=self.is_local_process_zero(),
+            is_world_process_zero=self.is_world_process_zero(),
+            stateful_callbacks=self._exportable(),
+        )
+        self._fire("on_init_end")
+        if getattr(self.model, "config", None) is not None:
+            self.model.config.use_cache = self.args.use_cache
+
+    def _seed(self) -> None:
+        if self.args.full_determinism:
+            enable_full_determinism(self.args.seed)
+        else:
+            set_seed(self.args.seed)
+
+    def _take_model(self, model: nn.Module | None, model_init: Callable[..., nn.Module] | None) -> None:
+        if model is None and model_init is None:
+            raise RuntimeError("Trainer needs a model: pass model=... or model_init=...")
+        if model is not None and model_init is not None:
+            raise ValueError("Trainer got both model and model_init: pass one of them")
+        self.model_init = model_init
+        self.model = self.call_model_init() if model is None else model
+        if not isinstance(self.model, nn.Module):
+            raise TypeError(f"model={self.model!r} is not a torch.nn.Module: pass one, or a function as model_init")
+        models.refuse_label_argument(self.model)
+        device_map = getattr(self.model, "hf_device_map", None) or {}
+        self.is_model_parallel = len({device for device in device_map.values() if device not in ("cpu", "disk")}) > 1
+        self.place_model_on_device = self._should_place_model()
+        if self.place_model_on_device:
+            self._move_model_to_device(self.model, self.args.device)
+        self.model_wrapped: nn.Module = self.model
+        self._inspect_model()
+
+    def _should_place_model(self) -> bool:
+        if self.args.place_model_on_device is not None:
+            return bool(self.args.place_model_on_device)
+        half_evaluation = self.args.fp16_full_eval or self.args.bf16_full_eval
+        quantized = getattr(self.model, "quantization_method", None) == "bitsandbytes"
+        return not (self.is_model_parallel or half_evaluation or quantized)
+
+    def _inspect_model(self) -> None:
+        self.model_accepts_loss_kwargs = models.accepts_loss_kwargs(self.model)
+        own_names = self.args.label_names
+        self.label_names: list[str] = models.label_names(self.model) if own_names is None else own_names
+        self.can_return_loss = models.can_return_loss(self.model)
+        self._loss_shifts_labels = models.shifts_labels(self.model, by_declaration=not self._own.exact_label_count)
+        self._flop_counter: models.FlopCounter | None = None
+        self.label_smoother: LabelSmoother | None = None
+        if self.args.label_smoothing_factor == 0:
+            return
+        if getattr(getattr(self.model, "config", None), "problem_type", None) == "multi_label_classification":
+            warnings.warn(
+                f"label_smoothing_factor={self.args.label_smoothing_factor} is not used: "
+                "labels of a multi-label problem are not classes to smooth between",
+                UserWarning,
+                stacklevel=4,
+            )
+        else:
+            self.label_smoother = LabelSmoother(epsilon=self.args.label_smoothing_factor)
+
+    def _take_data(
+        self, train_dataset: Any, eval_dataset: Any, data_collator: Callable[..., Any] | None, processing_class: Any
+    ) -> None:
+        self.train_dataset = train_dataset
+        self.eval_dataset = eval_dataset
+        self.processing_class = processing_class
+        if data_collator is None:
+            pads = models.is_padding_processor(processing_class)
+            data_collator = DataCollatorWithPadding(processing_class) if pads else default_data_collator
+        self.data_collator: Callable[..., Any] = data_collator
+
+    def _init_bookkeeping(self) -> None:
+        """Every attribute that the trainer keeps between calls, with what it means."""
+        self.control = TrainerControl()
+        self.is_in_train = False
+        self.hp_name: Callable[..., str] | None = None
+        self.hp_search_backend: Any = None
+        self.hub_model_id: str | None = None
+        self.deepspeed: Any = None
+        self.is_deepspeed_enabled = False
+        self.is_fsdp_enabled = False
+        self.neftune_noise_alpha = self.args.neftune_noise_alpha
+        self.current_flos: float = 0.0
+        self.current_gradient_accumulation_steps = self.args.gradient_accumulation_steps
+        self._trial: Any = None
+        self._signature_columns: list[str] | None = None  # arguments of the model's forward, found on first use
+        self._train_batch_size: int = self.args.train_batch_size  # per process
+        self._created_lr_scheduler = False  # whether the schedule is ours to make anew at the next `train`
+        self._globalstep_last_logged = 0  # update at which the loss window was last emptied
+        self._total_loss_scalar = 0.0  # sum of the windows already logged
+        self._loss_first_step = 0  # update from which on `_total_loss_scalar` counts
+        self._initial_global_step = 0  # update at which this call of `train` began
+        self._initial_num_input_tokens_seen = 0
+        self._eval_dataloaders: dict[str, Any] = {}  # kept where their workers are persistent
+        self._window = LossWindow(self.args.device, self.args.logging_nan_inf_filter)
+        self._progress = Progress()
+        self._run: loop.Run | None = None
+        self._saved_step: int | None = None  # update of the newest checkpoint that this run wrote
+        self._preparation_time: float | None = None  # of the model, in the evaluation that had to prepare it
+        self._eval_items: Tensor | int | None = None  # items that the last evaluation loss is a mean over
+        self._parts: models.Parts | None = None  # of the model in training
+        self._loss_seam: tuple[Any, bool] = (None, True)  # the `compute_loss` in use, and whether it takes item counts
+
+    def _init_callbacks(self, callbacks: list[Any] | None) -> None:
+        progress = PrinterCallback if self.args.disable_tqdm else ProgressCallback
+        self.callback_handler = CallbackHandler(
+            [DefaultFlowCallback, *(callbacks or [])],
+            self.model,
+            self.processing_class,
+            self.optimizer,
+            self.lr_scheduler,
+        )
+        self.add_callback(progress)
+
+    def _make_output_dir(self) -> None:
+        if not self.args.should_save:
+            return
+        try:
+            os.makedirs(self.args.output_dir, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"output_dir={self.args.output_dir!r} cannot be created ({error.strerror}): choose a writable folder"
+            ) from error
+        if not os.access(self.args.output_dir, os.W_OK | os.X_OK):
+            raise ValueError(f"output_dir={self.args.output_dir!r} is not writable: choose another folder")
+
+    def _validate_args(self) -> None:
+        """Refuse, before any work, what cannot end well."""
+        args = self.args
+        if self.optimizer_cls_and_kwargs is not None and self.optimizer is not None:
+            raise RuntimeError("optimizers and optimizer_cls_and_kwargs were both given: pass one of them")
+        if self.model_init is not None and (self.optimizer is not None or self.lr_scheduler is not None):
+            raise RuntimeError(
+                "optimizers cannot be combined with model_init, whose models are new at each train(): "
+                "override create_optimizer and create_scheduler instead"
+            )
+        if args.batch_eval_metrics and self.compute_metrics and not takes(self.compute_metrics, "compute_result"):
+            raise ValueError(
+                "batch_eval_metrics=True needs a compute_metrics(prediction, compute_result) that returns the totals "
+                "when compute_result is True"
+            )
+        if args.eval_strategy != "no" and self.eval_dataset is None and not _overrides(self, "get_eval_dataloader"):
+            raise ValueError(
+                f"eval_strategy={str(args.eval_strategy)!r} needs eval_dataset: "
+                "pass one to Trainer(...), or set eval_strategy='no'"
+            )
+        self._validate_data()
+        self._validate_metric()
+
+    def _validate_data(self) -> None:
+        if not callable(self.data_collator):
+            raise TypeError(
+                f"data_collator={self.data_collator!r} is not callable: pass a function of a list of samples"
+            )
+        dataset = self.train_dataset
+        if dataset is None:
+            return
+        if not has_length(dataset) and self.args.max_steps <= 0:
+            raise ValueError(
+                f"max_steps={self.args.max_steps}: train_dataset has no length, so the number of updates is unknown; "
+                "set max_steps"
+            )
+        if has_length(dataset) and len(dataset) == 0:
+            raise ValueError("train_dataset is empty: there is nothing to train on")
+
+    def _validate_metric(self) -> None:
+        """A metric name that no evaluation can return is refused at once, where that can be known."""
+        name = self.args.metric_for_best_model
+        if self.args.load_best_model_at_end or self.args.save_strategy == SaveStrategy.BEST:
+            if name is None:
+                raise ValueError(
+                    f"save_strategy={str(self.args.save_strategy)!r} with "
+                    f"load_best_model_at_end={self.args.load_best_model_at_end} needs metric_for_best_model: set it"
+                )
+        if name is None or self.args.eval_strategy == "no" or self.compute_metrics is not None:
+            return
+        if any(_overrides(self, seam) for seam in ("evaluate", "evaluation_loop", "log", "_evaluate")):
+            return
+        prefixes = [f"{key}_" for key in self.eval_dataset] if isinstance(self.eval_dataset, dict) else [""]
+        known = sorted(prefix + key for prefix in prefixes for key in _EVALUATION_KEYS)
+        if name.removeprefix("eval_") not in known:
+            raise ValueError(
+                f"metric_for_best_model={name!r} is not among what evaluation returns without compute_metrics "
+                f"({', '.join(known)}): pass compute_metrics, or choose one of these"
+            )
+
+    # ---- engine ----
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Create `self.accelerator`, `self.gather_function` and the engine behind them."""
+        from mainspring.engines import build_engine
+        from mainspring.engines.accelerator import build_accelerator
+
+        self.accelerator: MainspringAccelerator = build_accelerator(**self._build_accelerator_args())
+        self._engine: SingleProcess = build_engine(self.accelerator, self._wrap_options())
+        self.gather_function: Callable[..., Any] = self.accelerator.gather_for_metrics
+        if self.args.eval_use_gather_object:
+            self.gather_function = lambda data: self.accelerator.gather_for_metrics(data, use_gather_object=True)
+
+    def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
+        """Keywords for the accelerator; override to change one."""
+        args = self.args
+        arguments = {
+            "cpu": args.device.type == "cpu",
+            "mixed_precision": args.mixed_precision,
+            "compile_backend": args.torch_compile_backend if args.torch_compile else None,
+            "compile_mode": args.torch_compile_mode,
+            "data_seed": args.data_seed,
+        }
+        return {**arguments, **kwargs}
+
+    def _wrap_options(self) -> Any:
+        from mainspring.engines.ddp import WrapOptions
+
+        args = self.args
+        find_unused = args.ddp_find_unused_parameters
+        if find_unused is None:
+            # Recomputing activations and searching for unused parameters exclude each other in torch.
+            find_unused = not (models.is_pretrained(self.model) and args.gradient_checkpointing)
+        return WrapOptions(
+            find_unused_parameters=find_unused,
+            bucket_cap_mb=args.ddp_bucket_cap_mb,
+            broadcast_buffers=args.ddp_broadcast_buffers,
+            static_graph=args.ddp_static_graph,
+        )
+
+    def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> nn.Module:
+        """Wrap `model` for the engine in use; a model that is already wrapped comes back as it is."""
+        if models.unwrap(model) is not model:
+            return model
+        return self._engine.prepare(model) if training else self._engine.place(model)
+
+    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
+        if getattr(model, "hf_device_map", None) is not None:
+            logger.warning("the model already lies on the devices of its device map: it is not moved to %s", device)
+            return
+        model.to(device)
+
+    def is_local_process_zero(self) -> bool:
+        """Whether this is the first process of its machine."""
+        return bool(self.args.local_process_index == 0)
+
+    def is_world_process_zero(self) -> bool:
+        """Whether this is the first process of all."""
+        return bool(self.args.process_index == 0)
+
+    def get_tp_size(self) -> int:
+        """Number of processes that share each layer: 1, tensor parallelism is not used."""
+        return 1
+
+    def get_cp_size(self) -> int:
+        """Number of processes that share each sequence by context parallelism: 1."""
+        return 1
+
+    def get_sp_size(self) -> int:
+        """Number of processes that share each sequence by sequence parallelism: 1."""
+        return 1
+
+    def end(self) -> None:
+        """Leave the process group, once, at the very end of a script."""
+        self.accelerator.end_training()
+
+    # ---- data ----
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The batches that this process trains on."""
+        if self.train_dataset is None:
+            raise ValueError("train() needs train_dataset: pass one to Trainer(...), or override get_train_dataloader")
+        return self._get_dataloader(
+            dataset=self.train_dataset,
+            description="Training",
+            batch_size=self._train_batch_size,
+            sampler_fn=adapt(self._get_train_sampler, ("train_dataset",)),
+            is_training=True,
+        )
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """The batches of an evaluation.
+
+        Args:
+            eval_dataset: A data set; a name among `self.eval_dataset`'s; None for `self.eval_dataset`.
+        """
+        key = eval_dataset if isinstance(eval_dataset, str) else "eval"
+        chosen = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(eval_dataset, str):
+            if not isinstance(self.eval_dataset, dict) or eval_dataset not in self.eval_dataset:
+                raise ValueError(f"eval_dataset={eval_dataset!r} is not among the named data sets of this Trainer")
+            chosen = self.eval_dataset[eval_dataset]
+        if chosen is None:
+            raise ValueError("evaluate() needs eval_dataset: pass one here or to Trainer(...)")
+        kept = self._eval_dataloaders.get(key)
+        if kept is not None and kept[0] is chosen:
+            return kept[1]  # type: ignore[no-any-return]
+        loader = self._get_dataloader(
+            dataset=chosen,
+            description="Evaluation",
+            batch_size=self.args.eval_batch_size,
+            sampler_fn=self._get_eval_sampler,
+            dataloader_key=key,
+        )
+        if self.args.dataloader_persistent_workers:  # the same workers serve the next evaluation
+            self._eval_dataloaders[key] = (chosen, loader)
+        return loader
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
+        """The batches of a prediction."""
+        return self._get_dataloader(
+            dataset=test_dataset,
+            description="test",
+            batch_size=self.args.eval_batch_size,
+            sampler_fn=self._get_eval_sampler,
+        )
+
+    def _get_dataloader(
+        self,
+        dataset: Any,
+        description: str,
+        batch_size: int,
+        sampler_fn: Callable[[Any], Sampler[Any] | None] | None = None,
+        is_training: bool = False,
+        dataloader_key: str | None = None,
+    ) -> DataLoader[Any]:
+        """A loader of this process's share of `dataset`, with the columns that the model does not take left out."""
+        collate = self.data_collator
+        if _is_datasets_dataset(dataset):
+            dataset = self._remove_unused_columns(dataset, description=description)
+        else:
+            collate = self._get_collator_with_removed_columns(collate, description=description)
+        iterable = isinstance(dataset, IterableDataset)
+        return build_loader(
+            dataset,
+            batch_size=batch_size,
+            collate_fn=collate,
+            sampler=None if iterable or sampler_fn is None else sampler_fn(dataset),
+            drop_last=self.args.dataloader_drop_last,
+            rank=self._engine.rank,
+            world_size=self._engine.world_size,
+            options=self._loader_options(),
+            seed=self._data_seed(),
+            worker_init_fn=self._worker_init() if is_training and not iterable else None,
+        )
+
+    def _loader_options(self) -> LoaderOptions:
+        args = self.args
+        return LoaderOptions(
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
+            in_order=args.dataloader_in_order,
+        )
+
+    def _worker_init(self) -> Callable[[int], None]:
+        from functools import partial
+
+        return partial(seed_worker, num_workers=self.args.dataloader_num_workers, rank=self.args.process_index)
+
+    def _data_seed(self) -> int:
+        return int(self.args.seed if self.args.data_seed is None else self.args.data_seed)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any] | None:
+        """The order of the training samples over all processes; None for data without a length."""
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if dataset is None or not has_length(dataset):
+            return None
+        if self.args.train_sampling_strategy == "sequential":
+            return SequentialSampler(dataset)
+        return EpochRandomSampler(dataset, seed=self._data_seed())
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[Any] | None:
+        """The order of an evaluation: as the data lies."""
+        return SequentialSampler(eval_dataset) if eval_dataset is not None and has_length(eval_dataset) else None
+
+    def num_examples(self, dataloader: Any) -> int:
+        """Samples in `dataloader`; estimated from its length where its data set has none."""
+        try:
+            dataset = dataloader.dataset
+            return len(dataset.dataset) if isinstance(dataset, IterableShard) else len(dataset)
+        except (AttributeError, TypeError):
+            return len(dataloader) * int(self.args.per_device_train_batch_size)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        """Note which columns the model's forward takes, labels included, in `_signature_columns`."""
+        if self._signature_columns is None:
+            self._signature_columns = models.signature_columns(self.model, self.label_names)
+
+    def _remove_unused_columns(self, dataset: Any, description: str | None = None) -> Any:
+        """`dataset` (of the datasets library) without the columns that the model does not take."""
+        if not self.args.remove_unused_columns:
+            return dataset
+        self._set_signature_columns_if_needed()
+        assert self._signature_columns is not None
+        return remove_unused_columns(dataset, self._signature_columns, type(self.model).__name__, description)
+
+    def _get_collator_with_removed_columns(
+        self, data_collator: Callable[..., Any], description: str | None = None
+    ) -> Callable[..., Any]:
+        """A collator that leaves out the columns that the model does not take."""
+        if not self.args.remove_unused_columns:
+            return data_collator
+        self._set_signature_columns_if_needed()
+        assert self._signature_columns is not None
+        return RemoveColumnsCollator(
+            data_collator=data_collator,
+            signature_columns=self._signature_columns,
+            logger=logger,
+            model_name=type(self.model).__name__,
+            description=description,
+        )
+
+    # ---- optimizer and schedule ----
+
+    def create_optimizer_and_scheduler(self, num_training_steps: int) -> None:
+        """Create both, where they were not given."""
+        self.create_optimizer()
+        self.create_scheduler(num_training_steps=num_training_steps, optimizer=self.optimizer)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Create `self.optimizer` where it was not given, and return it."""
+        model = self.model if model is None else model
+        if self.optimizer is None:
+            chosen = self.optimizer_cls_and_kwargs or self._optimizer_choice(model)
+            groups = parameter_groups(model, self.get_decay_parameter_names(model), self.args.weight_decay)
+            self.optimizer = build_optimizer(*chosen, model, groups)
+        return self.optimizer  # type: ignore[no-any-return]
+
+    def _optimizer_choice(self, model: nn.Module) -> tuple[Any, dict[str, Any]]:
+        return adapt(self.get_optimizer_cls_and_kwargs, ("args", "model"))(self.args, model)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(args: Any, model: nn.Module | None = None) -> tuple[Any, dict[str, Any]]:
+        """Class and keywords of the optimizer that `args.optim` names."""
+        return optimizer_class_and_kwargs(args, model)
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Names of the parameters that weight decay shrinks: neither biases nor normalisations."""
+        return decay_parameter_names(model)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """Create `self.lr_scheduler` where it was not given, and return it.
+
+        Args:
+            num_training_steps: Updates of the whole run.
+            optimizer: What it acts on; default `self.optimizer`.
+        """
+        if self.lr_scheduler is None:
+            self.lr_scheduler = get_scheduler(
+                self.args.lr_scheduler_type,
+                optimizer=self.optimizer if optimizer is None else optimizer,
+                num_warmup_steps=self.args.get_warmup_steps(num_training_steps),
+                num_training_steps=num_training_steps,
+                scheduler_specific_kwargs=self.args.lr_scheduler_kwargs,
+            )
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def _get_learning_rate(self) -> float:
+        """The rate in use, of the first parameter group."""
+        if isinstance(self.lr_scheduler, ReduceLROnPlateau):
+            rate = self.optimizer.param_groups[0]["lr"]
+        else:
+            rate = self.lr_scheduler.get_last_lr()[0]
+        return float(rate)
+
+    def _step_scheduler(self) -> None:
+        """Move the schedule after an update; metric-driven ones move after evaluations instead."""
+        if not self._engine.step_was_skipped and not isinstance(self.lr_scheduler, ReduceLROnPlateau):
+            self.lr_scheduler.step()
+
+    def get_learning_rates(self) -> list[float]:
+        """The learning rate of each parameter group."""
+        return [group["lr"] for group in self._existing_optimizer().param_groups]
+
+    def get_num_trainable_parameters(self) -> int:
+        """Number of parameters that require a gradient."""
+        return sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+
+    def get_optimizer_group(self, param: str | nn.Parameter | None = None) -> Any:
+        """The parameter group that holds `param`; all groups where it is None."""
+        groups = self._existing_optimizer().param_groups
+        if param is None:
+            return [group["params"] for group in groups]
+        return next((group for group in groups if any(param is member for member in group["params"])), None)
+
+    def _existing_optimizer(self) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            raise ValueError("there is no optimizer yet: call create_optimizer() first")
+        return self.optimizer  # type: ignore[no-any-return]
+
+    # ---- training ----
+
+    def train(
+        self,
+        resume_from_checkpoint: str | os.PathLike[str] | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+        **kwargs: Any,
+    ) -> TrainOutput:
+        """Train.
+
+        Args:
+            resume_from_checkpoint: A checkpoint folder; True for the newest in `output_dir`; False to start fresh;
+                None for the option of the same name, which is unset by default.
+            trial: A hyper-parameter search's trial, or a mapping of its values.
+            ignore_keys_for_eval: Output keys that evaluations during training leave out.
+            **kwargs: `model_path`, the older spelling of `resume_from_checkpoint`.
+
+        Returns:
+            Updates done, mean training loss, and the speed metrics.
+        """
+        wanted = _resume_argument(resume_from_checkpoint, kwargs)
+        checkpoint = self._resolve_checkpoint(wanted)
+        self.is_in_train = True
+        try:
+            if self.model_init is not None:
+                self._new_model(trial)
+            self._prepare_model_features()
+            self._hp_search_setup(trial)
+            if checkpoint is not None:
+                self._load_from_checkpoint(checkpoint)
+            inner = adapt(self._inner_training_loop, _INNER)
+            return inner(self._train_batch_size, self.args, checkpoint, trial, ignore_keys_for_eval)  # type: ignore[no-any-return]
+        except BaseException:
+            self.callback_handler.abandon()
+            raise
+        finally:
+            self.is_in_train = False
+
+    def _resolve_checkpoint(self, wanted: str | os.PathLike[str] | bool | None) -> str | None:
+        if wanted is None and isinstance(self.args, TrainingArguments):
+            wanted = self.args.resume_from_checkpoint
+        if wanted is None or wanted is False:
+            return None
+        if wanted is not True:
+            folder = os.fspath(wanted)
+            if not os.path.isdir(folder):
+                raise ValueError(f"resume_from_checkpoint={folder!r} is not a folder: name a checkpoint, or use True")
+        else:
+            found = ckpt.get_last_checkpoint(self.args.output_dir)
+            if found is None:
+                raise ValueError(
+                    f"resume_from_checkpoint=True, but there is no checkpoint in output_dir={self.args.output_dir!r}: "
+                    "leave it out to start a new run"
+                )
+            folder = found
+        problems = ckpt.check_structure(folder)
+        if problems:
+            raise ckpt.CheckpointError(f"{folder} cannot be resumed from: {'; '.join(problems)}")
+        return folder
+
+    def _new_model(self, trial: Any) -> None:
+        self._seed()
+        self.model = self.call_model_init(trial)
+        self.optimizer = self.lr_scheduler = None
+        if self.place_model_on_device:
+            self._move_model_to_device(self.model, self.args.device)
+        self.model_wrapped = self.model
+        self._inspect_model()
+
+    def _prepare_model_features(self) -> None:
+        args = self.args
+        if (args.fp16_full_eval or args.bf16_full_eval) and not self.is_model_parallel and self.model_init is None:
+            self._move_model_to_device(self.model, args.device)
+        if args.gradient_checkpointing:
+            models.enable_checkpointing(self.model, args.gradient_checkpointing_kwargs)
+        models.align_special_tokens(self.model, self.processing_class)
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """A fresh model from `model_init`, which takes nothing or the trial."""
+        assert self.model_init is not None
+        count = number_of_arguments(self.model_init)
+        if count > 1:
+            raise RuntimeError(f"model_init takes {count} arguments: it should take none, or the trial")
+        model = self.model_init() if count == 0 else self.model_init(trial)
+        if model is None:
+            raise RuntimeError("model_init returned None: it should return a model")
+        return model
+
+    def _hp_search_setup(self, trial: Any) -> None:
+        self._trial = trial
+
+    def _inner_training_loop(
+        self,
+        batch_size: int | None = None,
+        args: Any = None,
+        resume_from_checkpoint: str | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """Prepare one run and fit it. An override is expected to call this one."""
+        args = self.args if args is None else args
+        loader = self.get_train_dataloader()
+        plan = self._plan(args, loader)
+        first_epoch, skip = self._init_training_state(
+            plan.max_steps, plan.num_update_steps_per_epoch, plan.num_train_epochs, resume_from_checkpoint, trial
+        )
+        model, loader = self._prepare_for_training(plan.max_steps, loader, resume_from_checkpoint)
+        self._run = loop.Run(
+            plan=plan,
+            model=model,
+            loader=loader,
+            first_epoch=first_epoch,
+            skip=skip,
+            start_time=time.time(),
+            checkpoint=resume_from_checkpoint,
+            trial=trial,
+            ignore_keys=ignore_keys_for_eval,
+            interruption=Interruption(enabled=args.save_strategy != "no" and self._engine.world_size == 1),
+        )
+        self._announce(plan)
+        self._begin_counting(resume_from_checkpoint)
+        model.zero_grad()
+        return loop.fit(self, self._run)
+
+    def plan(self) -> TrainPlan:
+        """What `train()` would do: updates, epochs and batch sizes, worked out without training."""
+        return self._plan(self.args, self.get_train_dataloader())
+
+    def _plan(self, args: Any, loader: Any) -> TrainPlan:
+        values = self.set_initial_training_values(args, loader)
+        epochs, updates, examples, samples, total_batch, steps, max_steps = values
+        return TrainPlan(
+            num_train_epochs=epochs,
+            num_update_steps_per_epoch=updates,
+            num_examples=examples,
+            num_train_samples=samples,
+            total_train_batch_size=total_batch,
+            steps_in_epoch=steps,
+            max_steps=max_steps,
+            gradient_accumulation_steps=args.gradient_accumulation_steps,
+            has_length=has_length(loader),
+        )
+
+    def set_initial_training_values(self, args: Any, dataloader: Any) -> tuple[int, int, int, float, int, int, int]:
+        """`(epochs, updates per epoch, examples, samples of the run, total batch, batches per epoch, max_steps)`."""
+        batches = len(dataloader) if has_length(dataloader) else None
+        if batches == 0:
+            raise ValueError(
+                "the training loader has no batch: the data is empty, or dataloader_drop_last drops it all"
+            )
+        plan = plan_training(
+            num_batches=batches,
+            num_examples=self.num_examples(dataloader) if batches else 0,
+            gradient_accumulation_steps=args.gradient_accumulation_steps,
+            num_train_epochs=args.num_train_epochs,
+            max_steps=args.max_steps,
+            total_train_batch_size=self.get_total_train_batch_size(args),
+        )
+        return (
+            plan.num_train_epochs,
+            plan.num_update_steps_per_epoch,
+            plan.num_examples,
+            plan.num_train_samples,
+            plan.total_train_batch_size,
+            plan.steps_in_epoch,
+            plan.max_steps,
+        )
+
+    def get_total_train_batch_size(self, args: Any) -> int:
+        """Samples of one update over all processes."""
+        replicas = args.world_size // (self.get_tp_size() * self.get_cp_size() * self.get_sp_size())
+        return int(self._train_batch_size * args.gradient_accumulation_steps * replicas)
+
+    def _announce(self, plan: TrainPlan) -> None:
+        name = f" {self.args.run_name!r}" if self.args.run_name else ""
+        logger.info(
+            "training%s: %s examples, %s epochs, %s updates of %s samples (%s per device, accumulation %s), %s trainable "
+            "parameters",
+            name,
+            f"{plan.num_examples:,}",
+            "as many as needed" if plan.num_train_epochs == sys.maxsize else plan.num_train_epochs,
+            f"{plan.max_steps:,}",
+            plan.total_train_batch_size,
+            self._train_batch_size,
+            plan.gradient_accumulation_steps,
+            f"{models.param_count(self.model, trainable_only=True):,}",
+        )
+
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
+    ) -> tuple[int, int]:
+        """A new `state`, or the checkpoint's. Returns the epoch to begin with, and its micro-batches already done."""
+        self.state = TrainerState(stateful_callbacks=self._exportable())
+        self._progress = Progress(batch_size=self._train_batch_size, world_size=self._engine.world_size)
+        epoch = skip = 0
+        if resume_from_checkpoint is not None:
+            epoch, skip = self._restore_state(resume_from_checkpoint, num_update_steps_per_epoch)
+        self.state.is_hyper_param_search = trial is not None
+        self.state.train_batch_size = self._train_batch_size
+        self.state.compute_steps(self.args, max_steps)
+        self.state.init_training_references(self, max_steps, num_train_epochs, trial)
+        return epoch, skip
+
+    def _restore_state(self, checkpoint: str, updates_per_epoch: int) -> tuple[int, int]:
+        self.state = TrainerState.load_from_json(os.path.join(checkpoint, ckpt.TRAINER_STATE_NAME))
+        if self.state.best_model_checkpoint is not None and not os.path.isdir(self.state.best_model_checkpoint):
+            logger.warning("the best checkpoint so far, %s, is gone: forgotten", self.state.best_model_checkpoint)
+            self.state.best_model_checkpoint = None
+        self._load_callback_state()
+        stored = Progress.from_json(os.path.join(checkpoint, ckpt.PROGRESS_NAME))
+        if stored is not None and self._own.exact_position:
+            self._progress = stored
+            rows = self._train_batch_size * self._engine.world_size
+            same = (stored.batch_size, stored.world_size) == (self._train_batch_size, self._engine.world_size)
+            epoch, skip = stored.epoch, stored.batches if same else math.ceil(stored.epoch_samples / rows)
+            self._progress.batch_size, self._progress.world_size = self._train_batch_size, self._engine.world_size
+        else:  # written by the reference: the position follows from the number of updates
+            epoch, updates = divmod(self.state.global_step, updates_per_epoch)
+            skip = updates * self.args.gradient_accumulation_steps
+        return epoch, 0 if self.args.ignore_data_skip else skip
+
+    def _load_callback_state(self) -> None:
+        """Put the callbacks' states of the checkpoint back into the live callbacks."""
+        if not self._own.restore_callback_states:
+            return
+        missing = restore_callbacks(self.callback_handler.callbacks, self.control, self.state.stateful_callbacks)
+        if missing:
+            logger.warning("the checkpoint holds states of callbacks that this run lacks: %s", ", ".join(missing))
+
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
+    ) -> tuple[nn.Module, Any]:
+        """Optimizer, wrapped model, schedule and, on resume, their states. Returns the model and the loader to use."""
+        if self._created_lr_scheduler:
+            self.lr_scheduler, self._created_lr_scheduler = None, False
+        self._create_optimizer_seam(max_steps)
+        model = self.model_wrapped = self._wrap_model(self.model)
+        self.optimizer = self._engine.prepare_optimizer(self.optimizer)
+        self.create_scheduler(num_training_steps=max_steps)
+        if resume_from_checkpoint is not None:
+            self._load_optimizer_and_scheduler(resume_from_checkpoint)
+            self._load_scaler(resume_from_checkpoint)
+        handler = self.callback_handler
+        handler.model, handler.optimizer, handler.lr_scheduler = self.model, self.optimizer, self.lr_scheduler
+        handler.train_dataloader = train_dataloader
+        return model, train_dataloader
+
+    def _create_optimizer_seam(self, max_steps: int) -> None:
+        """The older generation's seam creates both at once; the newer one only the optimizer at this point."""
+        if _overrides(self, "create_optimizer_and_scheduler"):
+            self.create_optimizer_and_scheduler(num_training_steps=max_steps)
+        else:
+            self.create_optimizer()
+
+    def _begin_counting(self, checkpoint: str | None) -> None:
+        """Start the counters of this call; on resume the loss window goes on where the checkpoint left it."""
+        step = self.state.global_step
+        self._initial_global_step = self._loss_first_step = self._globalstep_last_logged = step
+        self._initial_num_input_tokens_seen = self.state.num_input_tokens_seen
+        self._total_loss_scalar = 0.0
+        self._saved_step = step if checkpoint is not None else None
+        self._window = LossWindow(self.args.device, self.args.logging_nan_inf_filter)
+        self._flop_counter = models.FlopCounter(self.model)
+        self._parts = None
+        if checkpoint is not None and self._own.resume_log_window:
+            self._window.total.fill_(self._progress.window_loss)
+            self._globalstep_last_logged = step - self._progress.window_steps
+            self._total_loss_scalar = self._progress.total_loss
+            self._loss_first_step = self._progress.first_step
+
+    def _run_epoch(
+        self,
+        model: nn.Module,
+        epoch: int,
+        train_dataloader: Any,
+        steps_in_epoch: int,
+        num_update_steps_per_epoch: int,
+        trial: Any,
+        ignore_keys_for_eval: list[str] | None,
+        start_time: float,
+        resume_from_checkpoint: str | None,
+        epochs_trained: int,
+        steps_trained_in_current_epoch: int,
+    ) -> None:
+        """One pass over the data."""
+        assert self._run is not None
+        skip = steps_trained_in_current_epoch if epoch == epochs_trained and resume_from_checkpoint is not None else 0
+        self._run.model, self._run.loader = model, train_dataloader
+        loop.run_epoch(self, self._run, epoch, skip)
+
+    def _batches_of(self, run: loop.Run, epoch: int, skip: int) -> Iterator[Any]:
+        """The epoch's batches from micro-batch `skip` on, with the random states of the checkpoint where one is resumed.
+
+        Making the iterator draws from torch's generator once; a checkpoint inside an epoch was written after that draw.
+        """
+        self._progress.epoch, self._progress.batches = epoch, skip
+        resumed = run.checkpoint is not None and epoch == run.first_epoch
+        if resumed and skip == 0:
+            self._load_rng_state(run.checkpoint)
+        batches = batches_from(run.loader, epoch, skip)
+        if resumed and skip > 0:
+            self._load_rng_state(run.checkpoint)
+        return batches
+
+    def _close_epoch(self, epoch: int) -> None:
+        """The epoch's end events are behind us: a checkpoint from here on begins with the next epoch."""
+        self._progress.samples += self._epoch_samples()
+        self._progress.epoch, self._progress.batches = epoch + 1, 0
+
+    def _epoch_samples(self) -> int:
+        """Samples of this epoch consumed over all processes."""
+        assert self._run is not None
+        dealt = self._progress.batches * self._train_batch_size * self._engine.world_size
+        return min(dealt, self._run.plan.num_examples) if self._run.plan.has_length else dealt
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """The micro-batches of one update, fewer where the data ends, and the items in them."""
+        batches = []
+        for _ in range(num_batches):
+            try:
+                batches.append(next(epoch_iterator))
+            except StopIteration:
+                break
+        return batches, self._get_num_items_in_batch(batches, device)
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | int | None:
+        """Label tokens (or samples) that the update's loss is a mean over, on `device`; None where nobody asks."""
+        if not batch_samples or not (self.model_accepts_loss_kwargs or self.compute_loss_func is not None):
+            return None
+        if "labels" not in batch_samples[0]:
+            return None
+        items = count_items(batch_samples, self._loss_shifts_labels)
+        if items is None:
+            return None
+        items = items.to(device)
+        return self._engine.sum(items) if self.args.average_tokens_across_devices else items
+
+    def _count_own_items(self, inputs: Any) -> Tensor | int:
+        """Items in this process's batch alone."""
+        items = count_items([inputs], self._loss_shifts_labels)
+        return 0 if items is None else items
+
+    def _loss_scale(self) -> int:
+        """What a loss normalised by the items of all processes is multiplied by, as DDP will divide by it."""
+        normalised = self.model_accepts_loss_kwargs or self.compute_loss_func is not None
+        return self._engine.world_size if self.args.average_tokens_across_devices and normalised else 1
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Forward and backward of one micro-batch; returns its loss, detached, as it is logged."""
+        self._parts_of(model).train()
+        switch = getattr(self.optimizer, "train", None)
+        if switch is not None:
+            switch()  # schedule-free optimizers keep two sets of weights
+        inputs = self._prepare_inputs(inputs)
+        takes_items = self._compute_loss_takes_items()
+        with self.compute_loss_context_manager():
+            if takes_items:
+                loss = self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+            else:
+                loss = self.compute_loss(model, inputs)
+        assert isinstance(loss, Tensor)
+        if self.args.torch_empty_cache_steps is not None:
+            self._empty_cache()
+        if not self._loss_is_scaled(takes_items and num_items_in_batch is not None):
+            loss = loss / self.current_gradient_accumulation_steps
+        self.accelerator.backward(loss)
+        return loss.detach()
+
+    def _parts_of(self, model: nn.Module) -> models.Parts:
+        """The modules and parameters of the model in training, listed once per run."""
+        if self._parts is None or self._parts.model is not model:
+            self._parts = models.Parts(model)
+        return self._parts
+
+    def _compute_loss_takes_items(self) -> bool:
+        """Whether `compute_loss`, perhaps overridden for the older generation, takes `num_items_in_batch`."""
+        function = getattr(self.compute_loss, "__func__", self.compute_loss)
+        if self._loss_seam[0] is not function:
+            self._loss_seam = (function, takes(function, "num_items_in_batch"))
+        return self._loss_seam[1]
+
+    def _loss_is_scaled(self, counted: bool) -> bool:
+        """Whether the loss is already that of the whole update, not of its micro-batch."""
+        if self.loss_is_scaled_for_ga is not None:
+            return self.loss_is_scaled_for_ga
+        return (self.model_accepts_loss_kwargs and counted) or self.compute_loss_func is not None
+
+    def _empty_cache(self) -> None:
+        if self.state.global_step % self.args.torch_empty_cache_steps == 0:
+            from accelerate.utils.memory import clear_device_cache
+
+            clear_device_cache()
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The loss of one micro-batch, 0-d; with `return_outputs`, `(loss, outputs)`.
+
+        A subclass with its own loss says by `loss_is_scaled_for_ga` whether it is a mean over the micro-batch (False)
+        or normalised by `num_items_in_batch` (True).
+        """
+        labels = None
+        if self.label_smoother is not None or self.compute_loss_func is not None:
+            labels = inputs.get("labels")
+            inputs = {key: value for key, value in inputs.items() if key != "labels"}
+        if self.model_accepts_loss_kwargs and num_items_in_batch is not None:
+            inputs = {**inputs, "num_items_in_batch": num_items_in_batch}
+        outputs = model(**inputs)
+        loss = self._loss_from(outputs, labels, num_items_in_batch)
+        if num_items_in_batch is not None and (scale := self._loss_scale()) != 1:
+            loss = loss * scale
+        return (loss, outputs) if return_outputs else loss
+
+    def _loss_from(self, outputs: Any, labels: Any, num_items: Tensor | int | None) -> Tensor:
+        if self.compute_loss_func is not None:
+            if labels is None:
+                logger.warning_once("compute_loss_func is called with labels=None: the batch has no 'labels'")
+            return self.compute_loss_func(outputs, labels, num_items_in_batch=num_items)
+        if self.label_smoother is not None and labels is not None:
+            shift = models.is_causal_lm(self.model)
+            return self.label_smoother(outputs, labels, shift_labels=shift, num_items_in_batch=num_items)
+        return loss_of(outputs)
+
+    def compute_loss_context_manager(self) -> contextlib.AbstractContextManager[Any]:
+        """The context of every forward pass with a loss; enters the autocast context where a subclass gives one."""
+        return self.autocast_smart_context_manager()
+
+    def autocast_smart_context_manager(
+        self, cache_enabled: bool | None = True
+    ) -> contextlib.AbstractContextManager[Any]:
+        """An extra autocast context. None by default: the engine's model casts by itself."""
+        return _NO_CONTEXT
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        """The batch on the device.
+
+        Raises:
+            ValueError: Nothing is left of the batch.
+        """
+        inputs = self._prepare_input(inputs)
+        if len(inputs) == 0:
+            expected = ", ".join(self._signature_columns or [])
+            raise ValueError(
+                f"the batch is empty: none of its columns is an argument of {type(self.model).__name__}.forward "
+                f"({expected}); check the data, or set remove_unused_columns=False"
+            )
+        return inputs
+
+    def _prepare_input(self, data: Any) -> Any:
+        """One tensor, or a nested structure of them, on the device."""
+        if isinstance(data, Tensor):
+            return data.to(self._engine.device)
+        if isinstance(data, Mapping):
+            return type(data)({key: self._prepare_input(value) for key, value in data.items()})  # type: ignore[call-arg]
+        if isinstance(data, (tuple, list)):
+            return type(data)(self._prepare_input(value) for value in data)
+        return data
+
+    def _clip_grad_norm(self, model: nn.Module) -> Tensor:
+        """Clip the gradients to `max_grad_norm`; returns the norm before."""
+        return self.accelerator.clip_grad_norm_(self._parts_of(model).parameters, self.args.max_grad_norm)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Tensor | float | None:
+        """The gradient norm to log: the one that clipping measured, else measured here."""
+        return self._engine.grad_norm(self._parts_of(model).parameters) if grad_norm is None else grad_norm
+
+    def _account(self, inputs: Any) -> None:
+        """Count what a micro-batch cost."""
+        self.current_flos += self.floating_point_ops(inputs)
+        if self.args.include_num_input_tokens_seen != "no":
+            self._track_num_input_tokens(inputs)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> float:
+        """Estimated operations of a forward and backward pass; the model's own `floating_point_ops` where it has one."""
+        if self._flop_counter is None:
+            self._flop_counter = models.FlopCounter(self.model)
+        return self._flop_counter(inputs)
+
+    def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
+        """Add the batch's input tokens, over all processes, to the state."""
+        counted = models.count_input_tokens(
+            self.model,
+            inputs,
+            self.processing_class,
+            non_padding=self.args.include_num_input_tokens_seen == "non_padding",
+        )
+        if counted is None:
+            logger.warning_once(
+                "include_num_input_tokens_seen: the batch has no %r; set main_input_name on the model class",
+                models.main_input_name(self.model),
+            )
+            return
+        tokens = torch.as_tensor(counted, device=self._engine.device, dtype=torch.int64)
+        self.state.num_input_tokens_seen += int(self._engine.sum(tokens).item())
+
+    def store_flos(self) -> None:
+        """Move the counted operations of all processes into the state."""
+        if self._engine.world_size > 1:
+            counted = torch.tensor(self.current_flos, dtype=torch.float64, device=self._engine.device)
+            self.state.total_flos += float(self._engine.sum(counted).item())
+        else:
+            self.state.total_flos += self.current_flos
+        self.current_flos = 0.0
+
+    def _maybe_log_save_evaluate(
+        self,
+        tr_loss: Tensor,
+        grad_norm: Tensor | float | None,
+        model: nn.Module,
+        trial: Any,
+        epoch: float,
+        ignore_keys_for_eval: list[str] | None,
+        start_time: float,
+        learning_rate: float | None = None,
+    ) -> None:
+        """Log, then evaluate, then save: whatever the control asks for."""
+        control = self.control
+        if not (control.should_log or control.should_evaluate or control.should_save):
+            return
+        if control.should_log and self.state.global_step > self._globalstep_last_logged:
+            self._log_window(grad_norm, learning_rate, start_time)
+        if self.control.should_evaluate:
+            metrics = self._evaluate(trial, ignore_keys_for_eval)
+            is_best = self._determine_best_metric(metrics=metrics, trial=trial)
+            if self.args.save_strategy == SaveStrategy.BEST:
+                self.control.should_save = is_best
+        if self.control.should_save:
+            self._save_checkpoint(model, trial)
+            self._saved_step = self.state.global_step
+            self._fire("on_save")
+
+    def _log_window(self, grad_norm: Tensor | float | None, learning_rate: float | None, start_time: float) -> None:
+        total = self._window.drain(self._engine.mean)
+        step = self.state.global_step
+        logs: dict[str, float] = {"loss": total / (step - self._globalstep_last_logged)}
+        if grad_norm is not None:
+            logs["grad_norm"] = float(grad_norm)
+        logs["learning_rate"] = self._get_learning_rate() if learning_rate is None else learning_rate
+        self._total_loss_scalar += total
+        self._globalstep_last_logged = step
+        self.store_flos()
+        adapt(self.log, ("logs", "start_time"))(logs, start_time)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add `epoch` (and token counts) to `logs`, keep them in the history, and tell the callbacks."""
+        if self.state.epoch is not None:
+            logs["epoch"] = self.state.epoch
+        if self.args.include_num_input_tokens_seen != "no":
+            seen = self.state.num_input_tokens_seen
+            logs["num_input_tokens_seen"] = seen
+            if start_time is not None:
+                logs.update(speed_metrics("train", start_time, num_tokens=seen - self._initial_num_input_tokens_seen))
+        self.state.log_history.append({**logs, "step": self.state.global_step})
+        self._fire("on_log", logs)
+
+    def _evaluate(
+        self, trial: Any, ignore_keys_for_eval: list[str] | None, skip_scheduler: bool = False
+    ) -> dict[str, float]:
+        """Evaluate during training, and let a metric-driven schedule move."""
+        metrics = self.evaluate(ignore_keys=ignore_keys_for_eval)
+        if isinstance(self.lr_scheduler, ReduceLROnPlateau) and not skip_scheduler:
+            self.lr_scheduler.step(self._chosen_metric(metrics))
+        return metrics
+
+    def _chosen_metric(self, metrics: dict[str, float]) -> float:
+        """The value of `metric_for_best_model`, with or without the `eval_` prefix."""
+        name = self.args.metric_for_best_model
+        assert name is not None
+        key = name if name.startswith("eval_") else f"eval_{name}"
+        if key not in metrics:
+            raise KeyError(
+                f"metric_for_best_model={name!r}: evaluation returned no {key!r}, only {', '.join(sorted(metrics))}; "
+                "return it from compute_metrics, or choose one of these"
+            )
+        return metrics[key]
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Keep the best metric in the state; returns whether this one is it."""
+        if self.args.metric_for_best_model is None:
+            return False
+        value = self._chosen_metric(metrics)
+        best = self.state.best_metric
+        improved = best is None or (value > best if self.args.greater_is_better else value < best)
+        if not improved or math.isnan(value):
+            return False
+        self.state.best_metric = value
+        if self.args.save_strategy != SaveStrategy.NO:
+            self.state.best_global_step = self.state.global_step
+        return True
+
+    def _finalize_training(self, trial: Any, num_train_samples: float, start_time: float) -> TrainOutput:
+        """Final metrics, best model, and the last event."""
+        steps = self.state.global_step - self._initial_global_step
+        self._total_loss_scalar += self._engine.mean(self._window.total)
+        train_loss = self._total_loss_scalar / max(self.state.global_step - self._loss_first_step, 0.001)
+        share = steps / max(self.state.max_steps, 1)
+        metrics = speed_metrics("train", start_time, num_samples=num_train_samples * share, num_steps=steps)
+        self.store_flos()
+        metrics.update(total_flos=self.state.total_flos, train_loss=train_loss)
+        self.log(metrics)
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
+            self._load_best_model()
+        self._keep_only_best(trial)
+        self._fire("on_train_end")
+        return TrainOutput(self.state.global_step, train_loss, metrics)
+
+    def _keep_only_best(self, trial: Any) -> None:
+        """With `save_total_limit=1` a best and a newest checkpoint lived side by side: now only the best stays."""
+        best = self.state.best_model_checkpoint
+        if not self.args.should_save or best is None or self.args.save_total_limit != 1:
+            return
+        for folder in ckpt.sort_checkpoints(self._get_output_dir(trial)):
+            if os.path.realpath(folder) != os.path.realpath(best):
+                logger.info("removing %s: save_total_limit=1 keeps the best", folder)
+                ckpt.remove_checkpoint(folder)
+
+    # ---- evaluation and prediction ----
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Evaluate.
+
+        Args:
+            eval_dataset: A data set, a mapping of names to data sets, or a name; default: the trainer's.
+            ignore_keys: Keys of the model's output to leave out of the predictions.
+            metric_key_prefix: Prefix of every metric's name.
+
+        Returns:
+            The loss, the metrics, and the speed.
+        """
+        return evaluation.evaluate(self, eval_dataset, ignore_keys, metric_key_prefix)
+
+    def predict(
+        self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+    ) -> PredictionOutput:
+        """Predictions and labels as arrays, padded with -100 to the longest; metrics where there are labels."""
+        return evaluation.predict(self, test_dataset, ignore_keys, metric_key_prefix)
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """One pass over `dataloader`, shared by `evaluate` and `predict`."""
+        return evaluation.evaluation_loop(
+            self, dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+        )
+
+    def _model_for_evaluation(self) -> nn.Module:
+        """The model to evaluate: placed, and cast where full-precision evaluation is not wanted."""
+        started = time.time()
+        known = self._engine.is_placed(self.model)
+        model = self._wrap_model(self.model, training=False)
+        self._preparation_time = None if known or self.is_in_train else round(time.time() - started, 4)
+        if not self.is_in_train and (self.args.fp16_full_eval or self.args.bf16_full_eval):
+            half = torch.float16 if self.args.fp16_full_eval else torch.bfloat16
+            model = model.to(dtype=half, device=self.args.device)
+        return model
+
+    def _evaluates_by_token(self) -> bool:
+        """Whether evaluation losses are averaged over items; see the option `eval_loss_reduction`."""
+        wanted = self._own.eval_loss_reduction
+        if wanted != "auto":
+            return bool(wanted == "token")
+        return self.loss_is_scaled_for_ga is True or not _overrides(self, "compute_loss")
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Any, Any]:
+        """`(loss, logits, labels)` of one batch; each may be None."""
+        has_labels = bool(self.label_names) and all(inputs.get(name) is not None for name in self.label_names)
+        returns_loss = inputs.get("return_loss")
+        returns_loss = self.can_return_loss if returns_loss is None else returns_loss
+        with_loss = has_labels or (not self.label_names and returns_loss)
+        inputs = self._prepare_inputs(inputs)
+        # Smoothing takes the labels out of the batch: keep them first.
+        labels = nested_detach(tuple(inputs.get(name) for name in self.label_names)) if with_loss else None
+        with torch.no_grad():
+            loss, outputs = self._evaluated(model, inputs) if with_loss else (None, self._forward(model, inputs))
+        if prediction_loss_only:
+            return loss, None, None
+        logits = models.predictions_of(outputs, self.model, ignore_keys, has_loss=with_loss)
+        return loss, nested_detach(logits), labels[0] if labels is not None and len(labels) == 1 else labels
+
+    def _evaluated(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
+        items = self._get_num_items_in_batch([inputs], self._engine.device)
+        with self.compute_loss_context_manager():
+            if self._compute_loss_takes_items():
+                loss, outputs = self.compute_loss(model, inputs, return_outputs=True, num_items_in_batch=items)
+                self._eval_items = items
+            else:
+                loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        return loss.detach().mean(), outputs
+
+    def _forward(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
+        with self.compute_loss_context_manager():
+            return model(**inputs)
+
+    # ---- saving ----
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model so that `from_pretrained` opens it; written by the main process."""
+        self._save(self.args.output_dir if output_dir is None else output_dir)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Write weights, configuration, processing class and options to `output_dir`."""
+        output_dir = self.args.output_dir if output_dir is None else output_dir
+        if not self.args.should_save:
+            return
+        processor = self.processing_class
+        if processor is None:
+            processor = getattr(self.data_collator, "tokenizer", None)
+        ckpt.save_model(self.model, output_dir, state_dict=state_dict, processing_class=processor)
+        with open(os.path.join(output_dir, ckpt.TRAINING_ARGS_JSON), "w", encoding="utf-8") as file:
+            file.write(self.args.to_json_string() + "\n")
+
+    def save_state(self) -> None:
+        """Write the state to `output_dir/trainer_state.json`, by the main process."""
+        if self.is_world_process_zero():
+            self.state.save_to_json(os.path.join(self.args.output_dir, ckpt.TRAINER_STATE_NAME))
+
+    def log_metrics(self, split: str, metrics: dict[str, float]) -> None:
+        """Print metrics as an aligned table, by the main process."""
+        if self.is_world_process_zero():
+            log_metrics(split, metrics)
+
+    def save_metrics(self, split: str, metrics: dict[str, float], combined: bool = True) -> None:
+        """Write `<split>_results.json`, and merge the metrics into `all_results.json`."""
+        if self.is_world_process_zero():
+            save_metrics(self.args.output_dir, split, metrics, combined)
+
+    @staticmethod
+    def metrics_format(metrics: dict[str, float]) -> dict[str, Any]:
+        """Metrics as people read them: times as h:mm:ss, operations in GF."""
+        return metrics_format(metrics)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """Where this run's checkpoints lie."""
+        return str(self.args.output_dir)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write `checkpoint-<step>`: it appears whole, or not at all."""
+        self.store_flos()
+        run_dir = self._get_output_dir(trial)
+        folder = os.path.join(run_dir, ckpt.checkpoint_name(self.state.global_step))
+        self._note_best_checkpoint(run_dir, folder)
+        with self._staged(folder) as stage:
+            self.save_model(stage, _internal_call=True)
+            if not self.args.save_only_model:
+                self._save_optimizer_and_scheduler(stage)
+                self._save_scaler(stage)
+                self._save_rng_state(stage)
+            self._save_progress(stage)
+        if self.args.should_save:
+            ckpt.rotate_checkpoints(run_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
+
+    def _note_best_checkpoint(self, run_dir: str, folder: str) -> None:
+        if not self.state.best_global_step or self.args.save_strategy == SaveStrategy.NO:
+            return
+        best = os.path.join(run_dir, ckpt.checkpoint_name(self.state.best_global_step))
+        if best == folder or os.path.isdir(best):
+            self.state.best_model_checkpoint = best
+
+    @contextlib.contextmanager
+    def _staged(self, folder: str) -> Iterator[str]:
+        """One stage for all processes; the main process puts it in place when every one has written."""
+        with ckpt.staged(folder) if self.args.should_save else contextlib.nullcontext() as stage:
+            shared = self._engine.share(None if stage is None else os.fspath(stage))
+            yield shared
+            self._engine.barrier()
+        self._engine.barrier()
+
+    def _save_progress(self, folder: str) -> None:
+        """Write the state, and beside it what the reference's files have no place for."""
+        progress = self._progress
+        progress.epoch_samples = self._epoch_samples()
+        progress.window_loss = self._engine.mean(self._window.total)
+        progress.window_steps = self.state.global_step - self._globalstep_last_logged
+        progress.total_loss = self._total_loss_scalar
+        progress.first_step = self._loss_first_step
+        if self.args.should_save:
+            self.state.collect(self._exportable())
+            self.state.save_to_json(os.path.join(folder, ckpt.TRAINER_STATE_NAME))
+            progress.to_json(os.path.join(folder, ckpt.PROGRESS_NAME))
+
+    def _save_now(self, model: nn.Module, trial: Any) -> str:
+        """The checkpoint of this very step, written now unless it is there."""
+        if self._saved_step != self.state.global_step:
+            self._save_checkpoint(model, trial)
+            self._saved_step = self.state.global_step
+            self._fire("on_save")
+        return os.path.join(self._get_output_dir(trial), ckpt.checkpoint_name(self.state.global_step))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.args.should_save:
+            ckpt.save_torch(self.optimizer.state_dict(), os.path.join(output_dir, ckpt.OPTIMIZER_NAME))
+            ckpt.save_torch(self.lr_scheduler.state_dict(), os.path.join(output_dir, ckpt.SCHEDULER_NAME))
+
+    def _save_scaler(self, output_dir: str) -> None:
+        if self.args.should_save and self._engine.scaler is not None:
+            ckpt.save_torch(self._engine.scaler.state_dict(), os.path.join(output_dir, ckpt.SCALER_NAME))
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Every process saves its own random states."""
+        os.makedirs(output_dir, exist_ok=True)
+        states = capture_rng(distributed=self._is_distributed())
+        ckpt.save_torch(states, os.path.join(output_dir, self._rng_file()))
+
+    def _rng_file(self) -> str:
+        return ckpt.rng_state_name(self.args.process_index, self.args.world_size)
+
+    def _is_distributed(self) -> bool:
+        return bool(self.args.parallel_mode == ParallelMode.DISTRIBUTED)
+
+    # ---- loading ----
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Load the weights of a checkpoint into the model, in place."""
+        logger.info("loading the model from %s", resume_from_checkpoint)
+        report = ckpt.load_weights(self.model if model is None else model, resume_from_checkpoint)
+        self._issue_warnings_after_load(report)
+
+    def _load_best_model(self) -> None:
+        """Load the weights of the best checkpoint."""
+        best = self.state.best_model_checkpoint
+        assert best is not None
+        logger.info("loading the best model, %s (%s)", best, self.state.best_metric)
+        self._issue_warnings_after_load(ckpt.load_weights(self.model, best))
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        for message in load_result.messages():
+            logger.warning("%s", message)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        for target, name in ((self.optimizer, ckpt.OPTIMIZER_NAME), (self.lr_scheduler, ckpt.SCHEDULER_NAME)):
+            file = os.path.join(checkpoint, name)
+            if os.path.isfile(file):
+                target.load_state_dict(ckpt.load_torch(file))
+            else:
+                logger.warning("%s has no %s: it starts afresh", checkpoint, name)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        file = None if checkpoint is None else os.path.join(checkpoint, ckpt.SCALER_NAME)
+        if file is not None and self._engine.scaler is not None and os.path.isfile(file):
+            self._engine.scaler.load_state_dict(ckpt.load_torch(file))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Restore this process's random states."""
+        if checkpoint is None:
+            return
+        file = os.path.join(checkpoint, self._rng_file())
+        if os.path.isfile(file):
+            restore_rng(ckpt.load_torch(file), distributed=self._is_distributed())
+        else:
+            logger.warning(
+                "%s has no %s: random numbers differ from the uninterrupted run's", checkpoint, self._rng_file()
+            )
+
+    # ---- callbacks ----
+
+    def add_callback(self, callback: Any) -> None:
+        """Add a callback: an instance, or a class to make one of."""
+        self.callback_handler.add_callback(callback)
+
+    def pop_callback(self, callback: Any) -> Any:
+        """Remove a callback, or the first of a class, and return it; None where there is none."""
+        return self.callback_handler.pop_callback(callback)
+
+    def remove_callback(self, callback: Any) -> None:
+        """Remove a callback, or the first of a class."""
+        self.callback_handler.remove_callback(callback)
+
+    def _fire(self, event: str, *extra: Any) -> None:
+        """Tell the callbacks; what they return becomes the control."""
+        self.control = getattr(self.callback_handler, event)(self.args, self.state, self.control, *extra)
+
+    def _exportable(self) -> list[Any]:
+        from mainspring.state import is_exportable
+
+        return [thing for thing in (*self.callback_handler.callbacks, self.control) if is_exportable(thing)]
+
+
+_INNER = ("batch_size", "args", "resume_from_checkpoint", "trial", "ignore_keys_for_eval")
+_NO_CONTEXT: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+
+
+def _one_processor(processing_class: Any, tokenizer: Any) -> Any:
+    if tokenizer is None:
+        return processing_class
+    if processing_class is not None:
+        raise ValueError("Trainer got both processing_class and its older spelling tokenizer: pass processing_class")
+    warnings.warn("tokenizer=... is now processing_class=...", FutureWarning, stacklevel=3)
+    return tokenizer
+
+
+def _resume_argument(given: Any, kwargs: dict[str, Any]) -> Any:
+    if "model_path" in kwargs:
+        warnings.warn("train(model_path=...) is now resume_from_checkpoint=...", FutureWarning, stacklevel=3)
+        given = kwargs.pop("model_path")
+    if kwargs:
+        raise TypeError(f"train() got unexpected arguments: {', '.join(kwargs)}")
+    return given
+
+
+def _overrides(trainer: Trainer, name: str) -> bool:
+    """Whether a subclass, or the instance itself, replaces a method of `Trainer`."""
+    method = getattr(trainer, name)
+    return getattr(method, "__func__", method) is not getattr(Trainer, name)
+
+
+def _is_datasets_dataset(dataset: Any) -> bool:
+    library = sys.modules.get("datasets")
+    return library is not None and isinstance(dataset, library.Dataset)
+
+
+__all__: Sequence[Literal["Trainer"]] = ["Trainer"]

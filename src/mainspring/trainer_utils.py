@@ -1,0 +1,59 @@
+"""Door: what scripts import from ``trainer_utils``: seeds, checkpoint names, result types, enumerations."""
+
+from __future__ import annotations
+
+from accelerate.utils import find_executable_batch_size
+
+from mainspring.arguments.enums import (
+    FSDPOption,
+    HPSearchBackend,
+    HubStrategy,
+    IntervalStrategy,
+    SaveStrategy,
+    SchedulerType,
+)
+from mainspring.checkpoint import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, rotate_checkpoints, sort_checkpoints
+from mainspring.data.collators import RemoveColumnsCollator
+from mainspring.metrics import (
+    BestRun,
+    EvalLoopOutput,
+    EvalPrediction,
+    PredictionOutput,
+    TrainOutput,
+    default_compute_objective,
+    denumpify_detensorize,
+    has_length,
+    number_of_arguments,
+    speed_metrics,
+)
+from mainspring.model import align_special_tokens
+from mainspring.seeding import enable_full_determinism, seed_worker, set_seed
+
+__all__ = [
+    "PREFIX_CHECKPOINT_DIR",
+    "BestRun",
+    "EvalLoopOutput",
+    "EvalPrediction",
+    "FSDPOption",
+    "HPSearchBackend",
+    "HubStrategy",
+    "IntervalStrategy",
+    "PredictionOutput",
+    "RemoveColumnsCollator",
+    "SaveStrategy",
+    "SchedulerType",
+    "TrainOutput",
+    "align_special_tokens",
+    "default_compute_objective",
+    "denumpify_detensorize",
+    "enable_full_determinism",
+    "find_executable_batch_size",
+    "get_last_checkpoint",
+    "has_length",
+    "number_of_arguments",
+    "rotate_checkpoints",
+    "seed_worker",
+    "set_seed",
+    "sort_checkpoints",
+    "speed_metrics",
+]

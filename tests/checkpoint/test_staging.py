@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mainspring.checkpoint import clean_stages, get_last_checkpoint, staged
+
+
+def dead_pid() -> int:
+    """The id of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def write(folder: Path, **files: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / name).write_text(text)
+
+
+def test_nothing_shows_before_the_end(tmp_path: Path) -> None:
+    target = tmp_path / "out" / "checkpoint-20"
+    with staged(target) as stage:
+        (stage / "a").write_text("1")
+        assert stage.parent == target.parent
+        assert not target.exists()
+        assert get_last_checkpoint(target.parent) is None
+    assert contents(target) == {"a": "1"}
+    assert names_in(target.parent) == ["checkpoint-20"]
+
+
+def test_the_checkpoint_has_the_permissions_of_an_ordinary_folder(tmp_path: Path) -> None:
+    (tmp_path / "ordinary").mkdir()
+    with staged(tmp_path / "checkpoint-1"):
+        pass
+    assert (tmp_path / "checkpoint-1").stat().st_mode == (tmp_path / "ordinary").stat().st_mode
+
+
+@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt(), SystemExit(1)])
+def test_a_failure_in_the_middle_leaves_everything_as_it_was(tmp_path: Path, failure: BaseException) -> None:
+    target = tmp_path / "checkpoint-20"
+    write(target, old="0", both="0")
+    with pytest.raises(type(failure)), staged(target) as stage:  # noqa: PT012 (the body is what fails)
+        (stage / "both").write_text("1")
+        raise failure
+    assert contents(target) == {"old": "0", "both": "0"}
+    assert names_in(tmp_path) == ["checkpoint-20"]
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_an_interrupt_between_the_renames_leaves_everything_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    target = tmp_path / "checkpoint-20"
+    write(target, old="0")
+    calls = []
+    rename = Path.rename
+
+    def interrupted(self: Path, to: Path) -> Path:
+        calls.append(self)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), staged(target) as stage:
+        (stage / "new").write_text("1")
+    assert contents(target) == {"old": "0"}
+    assert names_in(tmp_path) == ["checkpoint-20"]
+
+
+def test_files_already_there_are_taken_over_unless_rewritten(tmp_path: Path) -> None:
+    target = tmp_path / "checkpoint-20"
+    write(target, both="old", mine="kept")
+    write(target / "adapter", deep="kept", both="old")
+    (target / "link").symlink_to("mine")
+    with staged(target) as stage:
+        write(stage, both="new")
+        write(stage / "adapter", both="new")
+    files = contents(target)
+    assert files.pop("link") == "kept"
+    assert (target / "link").is_symlink()
+    assert files == {"both": "new", "mine": "kept", "adapter/deep": "kept", "adapter/both": "new"}
+    assert names_in(tmp_path) == ["checkpoint-20"]
+
+
+def test_files_put_there_meanwhile_are_taken_over_too(tmp_path: Path) -> None:
+    target = tmp_path / "checkpoint-20"
+    with staged(target) as stage:
+        write(target, **{"rng_state_1.pth": "another rank"})
+        write(stage, **{"rng_state_0.pth": "this one"})
+    assert contents(target) == {"rng_state_1.pth": "another rank", "rng_state_0.pth": "this one"}
+
+
+def test_taking_over_works_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_links(*_: object, **__: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(os, "link", no_links)
+    write(tmp_path / "checkpoint-20", mine="kept")
+    with staged(tmp_path / "checkpoint-20") as stage:
+        write(stage, new="1")
+    assert contents(tmp_path / "checkpoint-20") == {"mine": "kept", "new": "1"}
+
+
+def test_weights_of_a_former_save_do_not_survive_beside_new_ones(tmp_path: Path) -> None:
+    target = tmp_path / "checkpoint-20"
+    stale = ["model.safetensors", "pytorch_model.bin", "model-00003-of-00003.safetensors"]
+    write(target, **dict.fromkeys(stale, "old"), **{"adapter_model.safetensors": "kept"})
+    with staged(target) as stage:
+        write(stage, **{"model.safetensors.index.json": "new", "model-00001-of-00001.safetensors": "new"})
+    assert contents(target) == {
+        "model.safetensors.index.json": "new",
+        "model-00001-of-00001.safetensors": "new",
+        "adapter_model.safetensors": "kept",
+    }
+
+
+def test_an_optimizer_of_a_former_save_does_not_survive_beside_a_new_state(tmp_path: Path) -> None:
+    target = tmp_path / "checkpoint-20"
+    write(target, **{"optimizer.pt": "old", "progress.json": "old", "notes.txt": "kept"})
+    with staged(target) as stage:
+        write(stage, **{"trainer_state.json": "new"})
+    assert contents(target) == {"trainer_state.json": "new", "notes.txt": "kept"}
+
+
+def test_a_part_written_without_the_rest_keeps_the_rest(tmp_path: Path) -> None:
+    target = tmp_path / "checkpoint-20"
+    write(target, **{"optimizer.pt": "1", "trainer_state.json": "1", "model.safetensors": "1"})
+    with staged(target) as stage:
+        write(stage, **{"README.md": "2"})
+    assert set(contents(target)) == {"optimizer.pt", "trainer_state.json", "model.safetensors", "README.md"}
+
+
+def test_everything_is_flushed_before_the_rename_and_the_parent_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[tuple[str, str]] = []
+    flush, rename = os.fsync, Path.rename
+
+    def recorded_flush(descriptor: int) -> None:
+        events.append(("flush", Path(f"/proc/self/fd/{descriptor}").readlink().name))
+        flush(descriptor)
+
+    def recorded_rename(self: Path, to: Path) -> Path:
+        events.append(("rename", Path(to).name))
+        return rename(self, to)
+
+    monkeypatch.setattr(os, "fsync", recorded_flush)
+    monkeypatch.setattr(Path, "rename", recorded_rename)
+    with staged(tmp_path / "checkpoint-1") as stage:
+        write(stage, a="1")
+        write(stage / "sub", b="1")
+    place = events.index(("rename", "checkpoint-1"))
+    before, after = events[:place], events[place + 1 :]
+    assert {name for _, name in before} == {"a", "b", "sub", stage.name}
+    assert before[-1] == ("flush", stage.name)
+    assert after == [("flush", tmp_path.name)]
+
+
+def test_the_same_folder_is_not_written_twice_at_once(tmp_path: Path) -> None:
+    with staged(tmp_path / "checkpoint-1") as stage:
+        write(stage, a="1")
+        with pytest.raises(RuntimeError, match="already being written"), staged(tmp_path / "checkpoint-1"):
+            pass
+    assert contents(tmp_path / "checkpoint-1") == {"a": "1"}
+
+
+def test_leftovers_of_dead_processes_are_removed(tmp_path: Path) -> None:
+    dead, alive = dead_pid(), os.getppid()
+    abandoned = [
+        f".checkpoint-20.{dead}.partial",
+        f".checkpoint-10.{dead}.deleted",
+        # containers number their processes alike: the leftover of an earlier run may carry our own number
+        f".checkpoint-30.{os.getpid()}.partial",
+    ]
+    kept = [f".checkpoint-20.{alive}.partial", "checkpoint-10", ".git", "checkpoint-10.5.partial"]
+    for name in abandoned + kept:
+        write(tmp_path / name, a="1")
+    with staged(tmp_path / "checkpoint-40") as stage:
+        write(stage, a="1")
+        assert sorted(clean_stages(tmp_path)) == sorted(abandoned)
+        assert stage.exists()
+    assert names_in(tmp_path) == sorted([*kept, "checkpoint-40"])
+    assert clean_stages(tmp_path / "nowhere") == []
+
+
+def test_a_checkpoint_that_was_being_replaced_is_put_back(tmp_path: Path) -> None:
+    dead = dead_pid()
+    write(tmp_path / f".checkpoint-20.{dead}.replaced", old="0")
+    write(tmp_path / f".checkpoint-20.{dead}.partial", new="1")
+    write(tmp_path / "checkpoint-30", new="1")
+    write(tmp_path / f".checkpoint-30.{dead}.replaced", old="0")
+    clean_stages(tmp_path)
+    assert names_in(tmp_path) == ["checkpoint-20", "checkpoint-30"]
+    assert contents(tmp_path / "checkpoint-20") == {"old": "0"}
+    assert contents(tmp_path / "checkpoint-30") == {"new": "1"}

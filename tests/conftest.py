@@ -1,0 +1,27 @@
+"""One thread and no network for every test: no result depends on the number of cores, and nothing is fetched."""
+
+from __future__ import annotations
+
+import os
+
+for _name, _value in {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "WANDB_MODE": "disabled",
+}.items():
+    os.environ.setdefault(_name, _value)
+
+import pytest  # noqa: E402 - the variables above must be set before anything imports torch
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Sums over one thread have one order: two runs of the same kernels agree bit for bit."""
+    import sys
+
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(1)

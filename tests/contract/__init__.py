@@ -1,0 +1,1 @@
+"""The drop-in promise: what scripts, subclasses and callbacks written for the reference rely on."""

@@ -1,0 +1,1 @@
+"""Several processes over gloo. Many cases share one launch, which is nearly all imports."""

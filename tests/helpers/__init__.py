@@ -1,0 +1,1 @@
+"""Small models, deterministic data and the two libraries under comparison, shared by the tests."""

@@ -1,0 +1,19 @@
+"""The table of option sets whose numbers must equal the reference's. One row a feature; `off` takes it away."""
+
+from __future__ import annotations
+
+from tests.parity.cases import inputs, optimisation, reporting, saving
+from tests.parity.harness import Case
+
+CASES: tuple[Case, ...] = (
+    *optimisation.accumulation(),
+    *optimisation.schedules(),
+    *optimisation.duration(),
+    *optimisation.optimisation(),
+    *optimisation.precision(),
+    *inputs.randomness(),
+    *inputs.inputs(),
+    *reporting.reporting(),
+    *reporting.evaluation(),
+    *saving.saving(),
+)

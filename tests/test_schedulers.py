@@ -1,0 +1,284 @@
+"""Schedules: equal to the reference's bit for bit and to their formulas, picklable, and clear about mistakes."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import math
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+from transformers import optimization as reference
+from transformers.trainer_utils import SchedulerType
+
+from mainspring import schedulers
+from mainspring.errors import NotAvailableError
+from mainspring.names import SCHEDULER_NAMES
+from mainspring.registry import Registry
+from mainspring.schedulers import SCHEDULERS, get_scheduler
+
+OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "linear": [{}],
+    "cosine": [{}, {"num_cycles": 2}, {"num_cycles": 0.7}],
+    "cosine_with_restarts": [{}, {"num_cycles": 3}],
+    "polynomial": [{}, {"power": 2.3}, {"lr_end": 1e-5}],
+    "constant": [{}],
+    "constant_with_warmup": [{}],
+    "inverse_sqrt": [{}, {"timescale": 7}],
+    "cosine_with_min_lr": [{"min_lr": 1e-5}, {"min_lr_rate": 0.13}, {"min_lr_rate": 0.0, "num_cycles": 1.3}],
+    "cosine_warmup_with_min_lr": [
+        {"min_lr": 1e-5},
+        {"min_lr_rate": 0.13, "num_cycles": 1.3},
+        {"min_lr_rate": 0.13, "warmup_lr_rate": 0.3},
+    ],
+    "warmup_stable_decay": [
+        {"num_decay_steps": steps, "warmup_type": shape, "decay_type": shape, "min_lr_ratio": floor}
+        for steps in (0, 3)
+        for shape in ("linear", "cosine", "1-sqrt")
+        for floor in (0, 0.1)
+    ]
+    + [{"num_decay_steps": 5, "num_stable_steps": 4, "num_cycles": 1.2}],
+}
+LENGTHS = [(0, 1), (0, 7), (1, 9), (3, 13), (10, 97), (12, 9)]
+
+
+def optimizer(lr: float = 3e-4) -> torch.optim.Optimizer:
+    return torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=lr)
+
+
+def rates(build: Callable[..., Any], name: str, warmup: int, total: int, options: dict[str, Any]) -> list[float]:
+    """The rates of the updates, past the end too."""
+    used = optimizer()
+    scheduler = build(name, used, warmup, total, options or None)
+    seen = []
+    for _ in range(total + 10):
+        seen.append(used.param_groups[0]["lr"])
+        used.step()
+        scheduler.step()
+    return seen
+
+
+@pytest.mark.parametrize(("warmup", "total"), LENGTHS)
+@pytest.mark.parametrize(("name", "options"), [(n, o) for n, all_options in OPTIONS.items() for o in all_options])
+def test_rates_equal_the_reference_bit_for_bit(name: str, options: dict[str, Any], warmup: int, total: int) -> None:
+    assert rates(get_scheduler, name, warmup, total, options) == rates(
+        reference.get_scheduler, name, warmup, total, options
+    )
+
+
+def test_every_row_of_the_table_is_compared_with_the_reference() -> None:
+    assert set(SCHEDULERS.names()) == {*OPTIONS, "reduce_lr_on_plateau"}
+    assert set(SCHEDULERS.names()) | {"greedy"} == set(SCHEDULER_NAMES)
+
+
+W, T, LR = 4, 20, 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "closed_form"),
+    [
+        ("linear", {}, lambda t: max(0, (T - t) / (T - W))),
+        ("cosine", {}, lambda t: (1 + math.cos(math.pi * (t - W) / (T - W))) / 2),
+        (
+            "cosine_with_restarts",
+            {"num_cycles": 2},
+            lambda t: 0 if t >= T else (1 + math.cos(math.pi * (2 * (t - W) / (T - W) % 1))) / 2,
+        ),
+        (
+            "polynomial",
+            {"power": 2, "lr_end": 0.1},
+            lambda t: 0.2 if t >= T else (0.4 * (1 - (t - W) / (T - W)) ** 2 + 0.1) / LR,
+        ),
+        ("constant_with_warmup", {}, lambda t: 1),
+        ("inverse_sqrt", {}, lambda t: math.sqrt(W / t)),
+        ("inverse_sqrt", {"timescale": 9}, lambda t: math.sqrt(9 / (t + 9 - W))),
+        (
+            "cosine_with_min_lr",
+            {"min_lr": 0.1},
+            lambda t: 0.2 + 0.8 * (1 + math.cos(math.pi * (t - W) / (T - W))) / 2,
+        ),
+    ],
+)
+def test_rates_follow_the_closed_form(name: str, options: dict[str, Any], closed_form: Callable[[int], float]) -> None:
+    scheduler = get_scheduler(name, optimizer(LR), W, T, options)
+    assert isinstance(scheduler, LambdaLR)
+    (factor,) = scheduler.lr_lambdas
+    assert [factor(t) for t in range(W)] == [t / W for t in range(W)]
+    assert [factor(t) for t in range(W, T + 5)] == pytest.approx([closed_form(t) for t in range(W, T + 5)], abs=1e-12)
+
+
+def test_the_cosine_with_an_own_start_reaches_its_floor_at_the_last_update() -> None:
+    used = optimizer(LR)
+    scheduler = get_scheduler("cosine_warmup_with_min_lr", used, W, T, {"min_lr_rate": 0.1, "warmup_lr_rate": 0.2})
+    assert isinstance(scheduler, LambdaLR)
+    (factor,) = scheduler.lr_lambdas
+    assert factor(0) == 0.2
+    assert factor(W - 1) == pytest.approx(1.0)
+    assert factor(T - 1) == pytest.approx(0.1, abs=1e-12)
+
+
+def test_a_plateau_lies_between_warm_up_and_decay() -> None:
+    options = {"num_decay_steps": 6, "min_lr_ratio": 0.1, "decay_type": "linear"}
+    scheduler = get_scheduler("warmup_stable_decay", optimizer(), W, T, options)
+    assert isinstance(scheduler, LambdaLR)
+    (factor,) = scheduler.lr_lambdas
+    assert factor(0) == pytest.approx(0.1)
+    assert {factor(t) for t in range(W, T - 6)} == {1.0}
+    assert factor(T - 3) == pytest.approx(0.55)
+    assert factor(T) == factor(T + 9) == 0.1
+
+
+def test_a_polynomial_without_room_after_warm_up_ends_at_its_end() -> None:
+    scheduler = get_scheduler("polynomial", optimizer(LR), 5, 5, {"lr_end": 0.1})
+    assert isinstance(scheduler, LambdaLR)
+    assert [scheduler.lr_lambdas[0](t) for t in (4, 5, 6)] == [0.8, 0.2, 0.2]
+
+
+@pytest.mark.parametrize("name", [name for name in dir(reference) if name.startswith("get_") and "sched" in name])
+def test_functions_have_the_names_and_parameters_of_the_reference(name: str) -> None:
+    if name in ("get_greedy_schedule", "get_adafactor_schedule"):
+        assert not hasattr(schedulers, name)
+        return
+    theirs = inspect.signature(getattr(reference, name)).parameters
+    ours = inspect.signature(getattr(schedulers, name)).parameters
+    assert [(p.name, p.default, p.kind) for p in ours.values()] == [
+        (p.name, p.default, p.kind) for p in theirs.values()
+    ]
+
+
+# State ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "options"), [(name, options[-1]) for name, options in OPTIONS.items()])
+def test_state_goes_through_a_safe_file_into_the_reference_and_back(name: str, options: dict[str, Any]) -> None:
+    expected = rates(get_scheduler, name, 3, 13, options)
+    used = optimizer()
+    scheduler = get_scheduler(name, used, 3, 13, options)
+    for build in (reference.get_scheduler, get_scheduler):
+        for _ in range(5):
+            used.step()
+            scheduler.step()
+        file = io.BytesIO()
+        torch.save(scheduler.state_dict(), file)
+        file.seek(0)
+        fresh = optimizer()
+        scheduler = build(name, fresh, 3, 13, options or None)
+        fresh.load_state_dict(used.state_dict())
+        scheduler.load_state_dict(torch.load(file, weights_only=True))
+        used = fresh
+    assert scheduler.last_epoch == 10
+    assert used.param_groups[0]["lr"] == expected[10]
+
+
+@pytest.mark.parametrize(("name", "options"), [(name, options[-1]) for name, options in OPTIONS.items()])
+def test_schedulers_can_be_pickled(name: str, options: dict[str, Any]) -> None:
+    scheduler = get_scheduler(name, optimizer(), 3, 13, options)
+    copy = pickle.loads(pickle.dumps(scheduler))
+    assert [copy.lr_lambdas[0](t) for t in range(20)] == [scheduler.lr_lambdas[0](t) for t in range(20)]  # type: ignore[attr-defined]
+
+
+def test_a_schedule_goes_on_from_the_last_epoch_given() -> None:
+    expected = rates(get_scheduler, "linear", 3, 13, {})
+    used = optimizer()
+    used.param_groups[0]["initial_lr"] = 3e-4
+    schedulers.get_linear_schedule_with_warmup(used, 3, 13, last_epoch=6)
+    assert used.param_groups[0]["lr"] == expected[7]
+
+
+# Names, steps and options -----------------------------------------------------------------------------------------
+
+
+def test_members_of_an_enumeration_are_names() -> None:
+    assert isinstance(get_scheduler(SchedulerType.COSINE, optimizer(), 0, 10), LambdaLR)
+
+
+def test_plateau_is_that_of_torch_with_its_options() -> None:
+    scheduler = get_scheduler("reduce_lr_on_plateau", optimizer(), scheduler_specific_kwargs={"patience": 3})
+    assert isinstance(scheduler, ReduceLROnPlateau)
+    assert scheduler.patience == 3
+
+
+def test_an_unknown_name_suggests_one() -> None:
+    with pytest.raises(ValueError, match=r"'cosin'; did you mean 'cosine'\?"):
+        get_scheduler("cosin", optimizer(), 0, 10)
+
+
+def test_a_name_without_machinery_says_so() -> None:
+    with pytest.raises(NotAvailableError, match="lr_scheduler_type='greedy': not available yet"):
+        get_scheduler("greedy", optimizer(), 0, 10)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS.names())
+def test_unknown_options_are_refused_by_name(name: str) -> None:
+    with pytest.raises(ValueError, match=f"num_cycle=3 is no option of schedule '{name}'"):
+        get_scheduler(name, optimizer(), 0, 10, {"num_cycle": 3})
+
+
+def test_a_misspelt_option_suggests_the_right_one() -> None:
+    with pytest.raises(ValueError, match=r"did you mean 'num_cycles'\?"):
+        get_scheduler("cosine", optimizer(), 0, 10, {"num_cycle": 3})
+
+
+@pytest.mark.parametrize(
+    ("name", "warmup", "total", "missing"),
+    [
+        ("linear", None, 10, "num_warmup_steps"),
+        ("linear", 1, None, "num_training_steps"),
+        ("cosine_with_min_lr", 1, None, "num_training_steps"),
+        ("constant_with_warmup", None, None, "num_warmup_steps"),
+        ("inverse_sqrt", None, 10, "num_warmup_steps"),
+    ],
+)
+def test_missing_numbers_of_steps_are_named(name: str, warmup: int | None, total: int | None, missing: str) -> None:
+    with pytest.raises(ValueError, match=f"{missing}=None: schedule '{name}' needs it"):
+        get_scheduler(name, optimizer(), warmup, total)
+
+
+@pytest.mark.parametrize("name", ["constant", "reduce_lr_on_plateau"])
+def test_schedules_without_steps_need_none(name: str) -> None:
+    get_scheduler(name, optimizer())
+
+
+def test_endless_schedules_need_no_total() -> None:
+    get_scheduler("constant_with_warmup", optimizer(), 2)
+    get_scheduler("inverse_sqrt", optimizer(), 2)
+    get_scheduler("warmup_stable_decay", optimizer(), 2, None, {"num_decay_steps": 3, "num_stable_steps": 4})
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("cosine_with_min_lr", {}, "neither is given"),
+        ("cosine_with_min_lr", {"min_lr": 1e-5, "min_lr_rate": 0.1}, "both are given"),
+        ("cosine_warmup_with_min_lr", {}, "neither is given"),
+        ("polynomial", {"lr_end": 1.0}, r"lr_end=1.0 is not below learning_rate=0.0003"),
+        ("warmup_stable_decay", {}, "needs 'num_decay_steps'"),
+        ("warmup_stable_decay", {"num_decay_steps": 2, "decay_type": "step"}, "decay_type='step' is unknown"),
+        ("warmup_stable_decay", {"num_decay_steps": 2, "warmup_type": "step"}, "warmup_type='step' is unknown"),
+    ],
+)
+def test_options_that_cannot_be_are_explained(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        get_scheduler(name, optimizer(), 2, 10, options)
+
+
+def test_a_plateau_of_unknown_length_is_refused() -> None:
+    with pytest.raises(ValueError, match="num_stable_steps"):
+        get_scheduler("warmup_stable_decay", optimizer(), 2, None, {"num_decay_steps": 2})
+
+
+def test_a_row_of_ones_own_is_given_what_its_parameters_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def at_end(optimizer: torch.optim.Optimizer, num_training_steps: int, factor: float = 0.5) -> LambdaLR:
+        return LambdaLR(optimizer, lambda t: factor if t >= num_training_steps else 1.0)
+
+    monkeypatch.setattr(schedulers, "SCHEDULERS", Registry("learning-rate schedule", {}))
+    schedulers.SCHEDULERS.add("at_end", at_end)
+    scheduler = get_scheduler("at_end", optimizer(), 2, 10, {"factor": 0.25})
+    assert isinstance(scheduler, LambdaLR)
+    assert [scheduler.lr_lambdas[0](t) for t in (9, 10)] == [1.0, 0.25]
+    with pytest.raises(ValueError, match="other=1 is no option"):
+        get_scheduler("at_end", optimizer(), 2, 10, {"other": 1})
