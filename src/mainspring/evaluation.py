@@ -296,7 +296,7 @@ def evaluation_loop(
     _announce(trainer, loader, description)
     model.eval()
     if callable(getattr(trainer.optimizer, "eval", None)):
-        trainer.optimizer.eval()  # type: ignore[union-attr]  # schedule-free optimizers swap in averaged weights
+        trainer.optimizer.eval()  # schedule-free optimizers swap in averaged weights
     trainer.callback_handler.eval_dataloader = loader
     keep = not args.batch_eval_metrics or description == "Prediction"
     evaluation = EvaluationLoop(trainer, loader, loss_only, ignore_keys, keep)

@@ -30,7 +30,7 @@ class OlderNames:
         self.processing_class = value
 
     @property
-    def _tr_loss(self) -> Any:
+    def _tr_loss(self: Any) -> Any:
         """The loss window: a 0-d tensor on the device."""
         return self._window.total
 
@@ -61,13 +61,19 @@ class OlderNames:
         self: Any, output_dir: str | None = None, checkpoint_prefix: str = "checkpoint", use_mtime: bool = False
     ) -> list[str]:
         found: list[str] = ckpt.sort_checkpoints(
-            output_dir or self.args.output_dir, best_model_checkpoint=self.state.best_model_checkpoint
+            output_dir or self.args.output_dir,
+            checkpoint_prefix,
+            use_mtime,
+            best_model_checkpoint=self.state.best_model_checkpoint,
         )
         return found
 
     def _rotate_checkpoints(self: Any, use_mtime: bool = False, output_dir: str | None = None) -> None:
         ckpt.rotate_checkpoints(
-            output_dir or self.args.output_dir, self.args.save_total_limit, self.state.best_model_checkpoint
+            output_dir or self.args.output_dir,
+            self.args.save_total_limit,
+            self.state.best_model_checkpoint,
+            use_mtime=use_mtime,
         )
 
     def init_git_repo(self, at_init: bool = False) -> None:

@@ -93,7 +93,9 @@ def run_epoch(trainer: Trainer, run: Run, epoch: int, skip: int) -> None:
         if trainer.state.global_step >= plan.max_steps:
             control.should_training_stop = True
             break
-        micro_batches, num_items = trainer.get_batch_samples(batches, plan.batches_of_update(index), trainer.args.device)
+        micro_batches, num_items = trainer.get_batch_samples(
+            batches, plan.batches_of_update(index), trainer.args.device
+        )
         if not micro_batches:
             break
         read_anything = True

@@ -143,7 +143,7 @@ def shifts_labels(model: nn.Module, by_declaration: bool = False) -> bool:
         return False
     used = losses.LOSS_MAPPING.get(core.loss_type)
     if used is None and not by_declaration and is_causal_lm(model):
-        used = core.loss_function  # what the class falls back to
+        used = getattr(core, "loss_function", None)  # what the class falls back to
     return used is losses.ForCausalLMLoss
 
 

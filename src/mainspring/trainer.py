@@ -20,9 +20,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader, IterableDataset, Sampler, SequentialSampler
 
-from mainspring import checkpoint as ckpt
-from mainspring import evaluation, loop
-from mainspring import model as models
+from mainspring import checkpoint as ckpt, evaluation, loop, model as models
 from mainspring.arguments.enums import ParallelMode, SaveStrategy
 from mainspring.arguments.own import own_options
 from mainspring.arguments.training_arguments import TrainingArguments
@@ -120,6 +118,8 @@ class Trainer(OlderNames):
         ValueError: An option that cannot work with what was passed; the message names both and the way out.
     """
 
+    model: Any  # an nn.Module; typed so that what user models add to it can be read
+    args: Any  # our TrainingArguments, or a foreign class with the reference's names
     loss_is_scaled_for_ga: bool | None = None
     """How a subclass's own loss is scaled: True, normalised over the whole update; False, a mean over its micro-batch;
     None, decided by whether the loss took `num_items_in_batch`."""
@@ -143,10 +143,10 @@ class Trainer(OlderNames):
         preprocess_logits_for_metrics: Callable[[Any, Any], Any] | None = None,
         tokenizer: Any = None,
     ) -> None:
-        self.args = args if args is not None else TrainingArguments("tmp_trainer")
+        self.args = args if args is not None else TrainingArguments(output_dir="tmp_trainer")
         self._own = own_options(self.args)
         self._seed()
-        self.model = model  # type: ignore[assignment]  # `create_accelerator_and_postprocess` may look at it
+        self.model = model  # `create_accelerator_and_postprocess` may look at it
         self.create_accelerator_and_postprocess()
         set_verbosity(self.args.get_process_log_level())
 
@@ -330,12 +330,12 @@ class Trainer(OlderNames):
     def _validate_metric(self) -> None:
         """A metric name that no evaluation can return is refused at once, where that can be known."""
         name = self.args.metric_for_best_model
-        if self.args.load_best_model_at_end or self.args.save_strategy == SaveStrategy.BEST:
-            if name is None:
-                raise ValueError(
-                    f"save_strategy={str(self.args.save_strategy)!r} with "
-                    f"load_best_model_at_end={self.args.load_best_model_at_end} needs metric_for_best_model: set it"
-                )
+        needs_metric = self.args.load_best_model_at_end or self.args.save_strategy == SaveStrategy.BEST
+        if needs_metric and name is None:
+            raise ValueError(
+                f"save_strategy={str(self.args.save_strategy)!r} with "
+                f"load_best_model_at_end={self.args.load_best_model_at_end} needs metric_for_best_model: set it"
+            )
         if name is None or self.args.eval_strategy == "no" or self.compute_metrics is not None:
             return
         if any(_overrides(self, seam) for seam in ("evaluate", "evaluation_loop", "log", "_evaluate")):
@@ -540,7 +540,8 @@ class Trainer(OlderNames):
         """Samples in `dataloader`; estimated from its length where its data set has none."""
         try:
             dataset = dataloader.dataset
-            return len(dataset.dataset) if isinstance(dataset, IterableShard) else len(dataset)
+            source: Any = dataset.dataset if isinstance(dataset, IterableShard) else dataset
+            return len(source)
         except (AttributeError, TypeError):
             return len(dataloader) * int(self.args.per_device_train_batch_size)
 
@@ -674,6 +675,8 @@ class Trainer(OlderNames):
             Updates done, mean training loss, and the speed metrics.
         """
         wanted = _resume_argument(resume_from_checkpoint, kwargs)
+        if self.args.should_save:
+            ckpt.clean_stages(self.args.output_dir)
         checkpoint = self._resolve_checkpoint(wanted)
         self.is_in_train = True
         try:
@@ -1022,13 +1025,13 @@ class Trainer(OlderNames):
                 loss = self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
             else:
                 loss = self.compute_loss(model, inputs)
-        assert isinstance(loss, Tensor)
         if self.args.torch_empty_cache_steps is not None:
             self._empty_cache()
         if not self._loss_is_scaled(takes_items and num_items_in_batch is not None):
             loss = loss / self.current_gradient_accumulation_steps
         self.accelerator.backward(loss)
-        return loss.detach()
+        detached: Tensor = loss.detach()
+        return detached
 
     def _parts_of(self, model: nn.Module) -> models.Parts:
         """The modules and parameters of the model in training, listed once per run."""

@@ -68,7 +68,7 @@ class SingleProcess:
     def backward(self, loss: torch.Tensor, **kwargs: Any) -> None:
         """Backpropagate `loss`, a scalar."""
         if self.scaler is None:
-            loss.backward(**kwargs)  # type: ignore[no-untyped-call]
+            loss.backward(**kwargs)
         else:
             self.scaler.scale(loss).backward(**kwargs)
 

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
-from torch import distributed as dist
+from torch import distributed as dist, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mainspring.engines.base import SingleProcess, global_rows, real_rows
@@ -47,6 +46,7 @@ class DDP(SingleProcess):
             )
 
     def prepare(self, model: nn.Module) -> nn.Module:
+        """Place `model` and wrap it in torch's `DistributedDataParallel`."""
         placed = self.place(model)
         if not any(parameter.requires_grad for parameter in placed.parameters()):
             raise ValueError("the model has no parameter that requires a gradient: there is nothing to train")
@@ -56,25 +56,30 @@ class DDP(SingleProcess):
         return wrapped
 
     def accumulate(self, model: nn.Module, sync: bool) -> contextlib.AbstractContextManager[Any]:
+        """Reduce gradients in the last micro-batch of an update only."""
         self.accelerator.gradient_state.sync_gradients = sync
         if sync or not isinstance(model, DistributedDataParallel):
             return contextlib.nullcontext()
-        return model.no_sync()  # type: ignore[no-any-return,no-untyped-call]
+        return model.no_sync()
 
     def mean(self, value: torch.Tensor) -> float:
+        """The mean of a 0-d tensor over all ranks, on the host."""
         return float(self.sum(value.detach().clone().float()).item()) / self.world_size
 
     def sum(self, value: torch.Tensor) -> torch.Tensor:
+        """The sum over all ranks, on the device; `value` stays as it is."""
         total = value.detach().clone().to(self.device)
         dist.all_reduce(total, op=dist.ReduceOp.SUM)
         return total
 
     def share(self, value: Any) -> Any:
+        """The first rank's `value`."""
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
     def barrier(self) -> None:
+        """Wait for all ranks."""
         dist.barrier()
 
     def evaluation_batches(self, loader: Iterable[Any]) -> Iterator[tuple[Any, int | None]]:
@@ -95,6 +100,7 @@ class DDP(SingleProcess):
             yield (_first_rows(batch, real, batch_size) if 0 < real < batch_size else batch), real
 
     def fill_rows(self, tensors: Any, real: int | None, loader: Iterable[Any]) -> Any:
+        """Repeat the last row of a shortened batch's outputs: gathering wants equal shapes, and cuts the repeats off."""
         size = global_rows(loader, self.world_size)
         if size is None or real is None or real == 0:
             return tensors
