@@ -94,7 +94,7 @@ def run_epoch(trainer: Trainer, run: Run, epoch: int, skip: int) -> None:
             control.should_training_stop = True
             break
         micro_batches, num_items = trainer.get_batch_samples(
-            batches, plan.batches_of_update(index), trainer.args.device
+            batches, plan.batches_of_update(index), trainer._engine.device
         )
         if not micro_batches:
             break

@@ -1027,8 +1027,9 @@ class Trainer(OlderNames):
                 loss = self.compute_loss(model, inputs)
         if self.args.torch_empty_cache_steps is not None:
             self._empty_cache()
-        if not self._loss_is_scaled(takes_items and num_items_in_batch is not None):
-            loss = loss / self.current_gradient_accumulation_steps
+        parts = self.current_gradient_accumulation_steps
+        if parts > 1 and not self._loss_is_scaled(takes_items and num_items_in_batch is not None):
+            loss = loss / parts
         self.accelerator.backward(loss)
         detached: Tensor = loss.detach()
         return detached

@@ -15,9 +15,7 @@ LOG_LEVELS = ("detail", "debug", "info", "warning", "error", "critical", "passiv
 class LoggingArguments:
     """Logging and tracking."""
 
-    logging_strategy: IntervalStrategy | str = option(
-        IntervalStrategy.STEPS, "When to log.", choices=IntervalStrategy
-    )
+    logging_strategy: IntervalStrategy | str = option(IntervalStrategy.STEPS, "When to log.", choices=IntervalStrategy)
     logging_steps: float = option(500, "Updates between two logs; below 1, a share of all.", check=steps_or_share)
     logging_first_step: bool = option(False, "Log the first update too.")
     log_on_each_node: bool = option(True, "With several machines, log on each.")

@@ -64,7 +64,9 @@ def _mapping(name: str, text: str) -> tuple[Any, Problem | None]:
             source = Path(text).expanduser().read_text(encoding="utf-8")
         parsed = json.loads(source)
     except OSError as error:
-        return text, Problem(name, text, f"cannot be read ({error.strerror})", "give JSON text, or the path of a JSON file")
+        return text, Problem(
+            name, text, f"cannot be read ({error.strerror})", "give JSON text, or the path of a JSON file"
+        )
     except json.JSONDecodeError as error:
         place = f"{error.msg} at line {error.lineno}, column {error.colno}"
         return text, Problem(name, text, f"is not JSON: {place}", "correct it there")

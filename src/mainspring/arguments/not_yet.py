@@ -78,7 +78,9 @@ def problem(name: str, value: Any, default: Any) -> Problem | None:
             return None
         return Problem(name, value, "this option is not available yet", "leave it out")
     if name in AVAILABLE and value not in AVAILABLE[name]:
-        return Problem(name, value, "this value is not available yet", f"use one of {', '.join(sorted(AVAILABLE[name]))}")
+        return Problem(
+            name, value, "this value is not available yet", f"use one of {', '.join(sorted(AVAILABLE[name]))}"
+        )
     if name == "report_to" and value:
         return Problem(name, value, "reporting services are not available yet", "set report_to='none'")
     return None

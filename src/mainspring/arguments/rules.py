@@ -23,7 +23,9 @@ def logging_by_steps_needs_steps(a: TrainingArguments) -> Problem | None:
 def evaluation_by_steps_needs_steps(a: TrainingArguments) -> Problem | None:
     """The interval is eval_steps, else logging_steps."""
     if a.eval_strategy == "steps" and not a.eval_steps:
-        return Problem("eval_steps", a.eval_steps, "eval_strategy is 'steps'", "set eval_steps or logging_steps above 0")
+        return Problem(
+            "eval_steps", a.eval_steps, "eval_strategy is 'steps'", "set eval_steps or logging_steps above 0"
+        )
     return None
 
 
@@ -60,7 +62,10 @@ def best_model_needs_saves_on_evaluations(a: TrainingArguments) -> Problem | Non
         return None
     if (a.eval_steps < 1) != (a.save_steps < 1):
         return Problem(
-            "save_steps", a.save_steps, f"eval_steps is {a.eval_steps}", "give both as numbers, or both as shares below 1"
+            "save_steps",
+            a.save_steps,
+            f"eval_steps is {a.eval_steps}",
+            "give both as numbers, or both as shares below 1",
         )
     # Shares are compared in millionths: 0.1 does not divide 0.3 in binary.
     unit = 1_000_000 if a.save_steps < 1 else 1

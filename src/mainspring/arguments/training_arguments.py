@@ -196,7 +196,8 @@ class TrainingArguments(
 
     def _not_available(self) -> list[Problem]:
         found = (
-            not_yet.problem(field.name, getattr(self, field.name), field.default) for field, _ in _options_of(type(self))
+            not_yet.problem(field.name, getattr(self, field.name), field.default)
+            for field, _ in _options_of(type(self))
         )
         return [problem for problem in found if problem is not None]
 
@@ -318,7 +319,9 @@ class TrainingArguments(
     def to_dict(self) -> dict[str, Any]:
         """The options as plain values; tokens are masked as `<HUB_TOKEN>`."""
         return {
-            field.name: _plain(field.name, getattr(self, field.name)) for field in dataclasses.fields(self) if field.init
+            field.name: _plain(field.name, getattr(self, field.name))
+            for field in dataclasses.fields(self)
+            if field.init
         }
 
     def to_json_string(self) -> str:
@@ -328,7 +331,9 @@ class TrainingArguments(
     def to_sanitized_dict(self) -> dict[str, Any]:
         """`to_dict` with values that loggers of hyper-parameters take: numbers, truth values and text."""
         options = {**self.to_dict(), "train_batch_size": self.train_batch_size, "eval_batch_size": self.eval_batch_size}
-        return {name: value if type(value) in (bool, int, float, str) else str(value) for name, value in options.items()}
+        return {
+            name: value if type(value) in (bool, int, float, str) else str(value) for name, value in options.items()
+        }
 
     def __str__(self) -> str:
         lines = [f"{name}={value!r}," for name, value in sorted(self.to_dict().items())]
