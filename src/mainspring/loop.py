@@ -129,6 +129,8 @@ class UpdateRunner:
         self.done = done
         self.grad_norm: Tensor | float | None = None
         self.learning_rate: float | None = None
+        self._whole = run.plan.gradient_accumulation_steps
+        self._finishes_short = run.plan.has_length or trainer._own.finish_short_updates
         self._training_step = adapt(trainer.training_step, ("model", "inputs", "num_items_in_batch"))
         self._maybe_log_save_evaluate = adapt(trainer._maybe_log_save_evaluate, _LOG_SAVE_EVALUATE)
 
@@ -137,7 +139,8 @@ class UpdateRunner:
         trainer = self.trainer
         trainer.current_gradient_accumulation_steps = len(micro_batches)
         trainer._fire("on_step_begin")
-        if not self._accumulate(micro_batches, num_items):
+        whole = len(micro_batches) == self._whole or self._finishes_short
+        if not self._accumulate(micro_batches, num_items, len(micro_batches) - 1 if whole else None):
             return
         self._step(trainer)
         self._advance(trainer)
@@ -146,10 +149,14 @@ class UpdateRunner:
         if self.run.interruption.requested:
             self.run.interruption.honour(trainer, self.run)
 
-    def _accumulate(self, micro_batches: list[Any], num_items: Tensor | int | None) -> bool:
-        """Forward and backward of every micro-batch; False where a callback stopped the epoch in between."""
+    def _accumulate(self, micro_batches: list[Any], num_items: Tensor | int | None, last: int | None) -> bool:
+        """Forward and backward of every micro-batch; False where no step follows.
+
+        That is where a callback stopped the epoch in between, or where `last`, the one that completes the update, is
+        None because the data ended too early.
+        """
         trainer, model = self.trainer, self.run.model
-        engine, window, last = trainer._engine, trainer._window, len(micro_batches) - 1
+        engine, window = trainer._engine, trainer._window
         since_log = trainer.state.global_step - trainer._globalstep_last_logged
         for position, batch in enumerate(micro_batches):
             with engine.accumulate(model, position == last):
@@ -162,7 +169,7 @@ class UpdateRunner:
                 if trainer.control.should_epoch_stop or trainer.control.should_training_stop:
                     trainer._parts_of(model).forget_gradients()  # half an update must not leak into the next one
                     return False
-        return True
+        return last is not None
 
     def _step(self, trainer: Trainer) -> None:
         """Clip, step, move the schedule, forget the gradients."""

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from mainspring.arguments.option import option, positive, seed
+from mainspring.arguments.option import fits_generators, option, positive
 
 
 @dataclass(kw_only=True)
 class HardwareArguments:
     """Reproducibility, hardware, processes."""
 
-    seed: int = option(42, "Seed of everything.", check=seed)
-    data_seed: int | None = option(None, "Seed of the order of samples; default seed.", check=seed)
+    seed: int = option(42, "Seed of everything.", check=fits_generators)
+    data_seed: int | None = option(None, "Seed of the order of samples; default seed.", check=fits_generators)
     full_determinism: bool = option(False, "Deterministic kernels, at their cost in speed.")
     use_cpu: bool = option(False, "Stay on the CPU.")
     local_rank: int = option(-1, "Rank on this machine, from launchers that pass it as an argument.")

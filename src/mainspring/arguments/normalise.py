@@ -13,7 +13,13 @@ from typing import Any
 
 from mainspring.errors import Problem, did_you_mean
 
-_TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
+_TRUE, _FALSE = ("true", "t", "yes", "y", "on", "1"), ("false", "f", "no", "n", "off", "0")
+
+
+def truth(text: str) -> bool | None:
+    """The truth value that a word stands for; None for any other word."""
+    word = text.strip().lower()
+    return True if word in _TRUE else False if word in _FALSE else None
 
 
 def accepted_types(annotation: Any) -> frozenset[Any]:
@@ -100,9 +106,8 @@ def _fits(value: Any, kinds: frozenset[Any]) -> bool:
 def _converted(value: Any, kind: type) -> Any:
     """A number or truth value written as text or as another number, where nothing is lost; else None."""
     if kind is bool:
-        text = str(value).lower() if isinstance(value, (str, int)) else ""
-        return True if text in _TRUE else False if text in _FALSE else None
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)) and not hasattr(value, "__index__"):
+        return truth(str(value)) if isinstance(value, (str, int)) else None
+    if isinstance(value, bool) or (not isinstance(value, (str, int, float)) and not hasattr(value, "__index__")):
         return None
     try:
         number = float(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any
@@ -36,6 +37,20 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def groups_of(cls: type[Any]) -> dict[str, list[dataclasses.Field[Any]]]:
+    """The fields of an arguments class under the titles of the groups that declare them, from the most basic on.
+
+    A group is a class of the hierarchy; its title is the first line of its docstring.
+    """
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    groups: dict[str, list[dataclasses.Field[Any]]] = {}
+    for group in reversed(cls.__mro__):
+        declared = [fields.pop(name) for name in inspect.get_annotations(group) if name in fields]
+        if declared:
+            groups[str(group.__doc__).splitlines()[0].rstrip(".")] = declared
+    return groups
+
+
 def positive(value: float) -> str | None:
     """Above 0."""
     return None if value > 0 else "must be above 0"
@@ -56,7 +71,7 @@ def unit_interval(value: float) -> str | None:
     return None if 0 <= value <= 1 else "must lie between 0 and 1"
 
 
-def seed(value: int) -> str | None:
+def fits_generators(value: int) -> str | None:
     """A seed that every generator takes."""
     return None if 0 <= value < 2**32 else "must be at least 0 and below 2**32"
 

@@ -37,6 +37,8 @@ class OwnOptions:
         restore_callback_states: Whether callbacks go on after a resume.
         exact_position: Whether the position in the data is read from the checkpoint, rather than worked out from the
             number of updates.
+        finish_short_updates: Whether an update steps when a stream ends inside it, rather than leaving its gradients to
+            the next epoch's first update.
         exact_label_count: Whether labels are counted as the model's loss counts them, rather than as its class declares.
     """
 
@@ -44,6 +46,7 @@ class OwnOptions:
     resume_log_window: bool = True
     restore_callback_states: bool = True
     exact_position: bool = True
+    finish_short_updates: bool = True
     exact_label_count: bool = True
 
 
@@ -61,5 +64,6 @@ def own_options(args: Any) -> OwnOptions:
         resume_log_window=not as_reference if window is None else window,
         restore_callback_states=not as_reference if states is None else states,
         exact_position=not as_reference,
+        finish_short_updates=not as_reference,
         exact_label_count=not as_reference,
     )

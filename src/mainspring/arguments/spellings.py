@@ -122,7 +122,7 @@ OLDER_NAMES: frozenset[str] = frozenset({*RENAMED, *WITHOUT_EFFECT, *REFUSED, *T
 def translate(given: Options) -> tuple[Options, list[Problem]]:
     """Return the options in their newer spellings, and what could not be translated. `given` is not changed."""
     options = {name: value for name, value in given.items() if name not in OLDER_NAMES}
-    problems = []
+    problems: list[Problem] = []
     for name in [name for name in given if name in OLDER_NAMES]:
         value = given[name]
         if name in RENAMED:

@@ -24,7 +24,7 @@ from tests.parity.tasks import (
 def randomness() -> list[Case]:
     """Seeds, order and kinds of data."""
     stream = data.Stream(data.points(22))
-    short = data.Stream(data.points(10))
+    short = data.Stream(data.points(16))
     workers = {"dataloader_num_workers": 2, "num_train_epochs": 1}
     return [
         Case("seed", regression(0.1), {"seed": 7}, {"seed": 8}),
