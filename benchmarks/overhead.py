@@ -20,10 +20,12 @@ updates in the middle of its run: imports, set-up and warm-up do not count.
 from __future__ import annotations
 
 import argparse
+import cProfile
 import importlib
 import importlib.util
 import json
 import os
+import pstats
 import statistics
 import subprocess
 import sys
@@ -87,10 +89,16 @@ class Reading:
 
 
 class Clock:
-    """Reads both clocks after updates `first` and `first + updates`."""
+    """Reads both clocks after updates `first` and `first + updates`.
 
-    def __init__(self, workload: Workload) -> None:
+    Args:
+        workload: Which updates are timed.
+        profiler: Switched on between the two readings.
+    """
+
+    def __init__(self, workload: Workload, profiler: cProfile.Profile | None = None) -> None:
         self._workload = workload
+        self._profiler = profiler
         self._done = 0
         self._start = (0.0, 0.0)
         self.reading: Reading | None = None
@@ -100,7 +108,11 @@ class Clock:
         self._done += 1
         if self._done == self._workload.first:
             self._start = (perf_counter(), process_time())
+            if self._profiler is not None:
+                self._profiler.enable()
         elif self._done == self._workload.first + self._workload.updates:
+            if self._profiler is not None:
+                self._profiler.disable()
             wall, processor = perf_counter() - self._start[0], process_time() - self._start[1]
             self.reading = Reading(wall / self._workload.updates, processor / self._workload.updates)
 
@@ -265,8 +277,8 @@ def runner(contender: str) -> Callable[[Workload, Clock], None]:
 # --- one process -----------------------------------------------------------------------------------------------------
 
 
-def measure_here(contender: str, workload: Workload) -> Reading:
-    """Run `contender` in this process and read its clocks."""
+def measure_here(contender: str, workload: Workload, profiler: cProfile.Profile | None = None) -> Reading:
+    """Run `contender` in this process and read its clocks; `profiler`, if any, sees what they time."""
     import logging
     import warnings
 
@@ -275,7 +287,7 @@ def measure_here(contender: str, workload: Workload) -> Reading:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    clock = Clock(workload)
+    clock = Clock(workload, profiler)
     runner(contender)(workload, clock)
     if clock.reading is None:
         raise RuntimeError(f"{contender} ran fewer than {workload.first + workload.updates} updates")
@@ -303,14 +315,16 @@ class Row:
         contender: Whose line.
         wall: Median microseconds per update by the wall clock.
         processor: Median microseconds of processor time per update.
-        added: Median over the rounds of the microseconds of processor time added to that round's hand-written loop.
+        added_wall: Median over the rounds of the microseconds added to that round's hand-written loop.
+        added_processor: The same in processor time.
         ratio: Median over the rounds of processor time divided by that round's hand-written loop's.
     """
 
     contender: str
     wall: float
     processor: float
-    added: float
+    added_wall: float
+    added_processor: float
     ratio: float
 
 
@@ -331,37 +345,43 @@ def compare(contenders: list[str], workload: Workload, rounds: int) -> list[Row]
 
 
 def _row(contender: str, own: list[Reading], baseline: list[Reading]) -> Row:
-    pairs = [(mine.processor, base.processor) for mine, base in zip(own, baseline, strict=True)]
+    rounds = list(zip(own, baseline, strict=True))
     return Row(
         contender,
         wall=statistics.median(reading.wall for reading in own) * 1e6,
         processor=statistics.median(reading.processor for reading in own) * 1e6,
-        added=statistics.median(mine - base for mine, base in pairs) * 1e6,
-        ratio=statistics.median(mine / base for mine, base in pairs),
+        added_wall=statistics.median(mine.wall - base.wall for mine, base in rounds) * 1e6,
+        added_processor=statistics.median(mine.processor - base.processor for mine, base in rounds) * 1e6,
+        ratio=statistics.median(mine.processor / base.processor for mine, base in rounds),
     )
 
 
 def table(rows: list[Row], workload: Workload, markdown: bool) -> str:
     """Lay the rows out, in markdown or in aligned columns."""
-    head = ["loop", "wall µs/update", "processor µs/update", "added µs", "ratio"]
-    body = [[r.contender, f"{r.wall:.0f}", f"{r.processor:.0f}", f"{r.added:+.0f}", f"{r.ratio:.3f}x"] for r in rows]
+    head = ["loop", "wall µs/update", "added", "processor µs/update", "added", "ratio"]
+    body = [_cells(row) for row in rows]
     title = f"{workload.name}, batch {workload.batch_size}, {workload.updates} updates"
     if markdown:
-        lines = [head, ["---", *["---:"] * 4], *body]
+        lines = [head, ["---", *["---:"] * (len(head) - 1)], *body]
         return "\n".join([f"**{title}**", "", *("| " + " | ".join(line) + " |" for line in lines)])
     widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
     aligned = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in [head, *body]]
     return "\n".join([title, *aligned])
 
 
-def profile(workload: Workload) -> None:
-    """Print where the time of the Mainspring contender goes, by time spent in each function itself."""
-    import cProfile
-    import pstats
+def _cells(row: Row) -> list[str]:
+    wall, processor = (
+        [f"{row.wall:.0f}", f"{row.added_wall:+.0f}"],
+        [f"{row.processor:.0f}", f"{row.added_processor:+.0f}"],
+    )
+    return [row.contender, *wall, *processor, f"{row.ratio:.3f}x"]
 
+
+def profile(contender: str, workload: Workload) -> None:
+    """Print where the time of `contender`'s timed updates goes, by time spent in each function itself."""
     profiler = cProfile.Profile()
-    profiler.runcall(measure_here, MAINSPRING, workload)
-    pstats.Stats(profiler).sort_stats("tottime").print_stats(45)
+    measure_here(contender, workload, profiler)
+    pstats.Stats(profiler).sort_stats("tottime").print_stats(60)
 
 
 def available(contenders: list[str]) -> list[str]:
@@ -380,7 +400,9 @@ def main() -> None:
     parser.add_argument("--contenders", nargs="+", choices=[*CONTENDERS], help="loops to compare (default: all)")
     parser.add_argument("--markdown", action="store_true", help="print markdown tables")
     parser.add_argument("--quick", action="store_true", help="few updates, one round: does it run at all")
-    parser.add_argument("--profile", action="store_true", help="profile Mainspring on the first workload of --only")
+    parser.add_argument(
+        "--profile", action="store_true", help="profile one loop: Mainspring, or the first of --contenders"
+    )
     parser.add_argument("--measure", choices=[*CONTENDERS], help=argparse.SUPPRESS)
     parser.add_argument("--workload", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -390,7 +412,7 @@ def main() -> None:
         print(json.dumps(asdict(measure_here(options.measure, Workload(**options.workload)))))
         return
     if options.profile:
-        profile(workloads[options.only[0]])
+        profile((options.contenders or [MAINSPRING])[0], workloads[options.only[0]])
         return
     rounds = options.rounds or (1 if options.quick else 7)
     for name in options.only:

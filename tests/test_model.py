@@ -164,7 +164,7 @@ def test_loss_arguments_and_shifts_equal_the_reference(make: Any, tmp_path: Any)
     model = make()
     theirs = reference_trainer(model, tmp_path)
     assert models.accepts_loss_kwargs(model) == theirs.model_accepts_loss_kwargs
-    assert models.shifts_labels(model) == theirs._loss_shifts_labels
+    assert models.shifts_labels(model, by_declaration=True) == theirs._loss_shifts_labels
     assert models.label_names(model) == theirs.label_names
 
 
@@ -181,6 +181,17 @@ def test_a_causal_loss_shifts_and_that_of_an_encoder_decoder_does_not() -> None:
     assert LOSS_MAPPING[t5.loss_type] is ForCausalLMLoss
     assert not models.shifts_labels(t5)
     assert not models.shifts_labels(Plain())
+
+
+def test_labels_shift_as_the_loss_in_use_does_not_as_the_class_declares() -> None:
+    """GPT-2 declares no loss type, and its loss leaves out each row's first label all the same."""
+    model = tiny_gpt2()
+    ids = torch.randint(0, model.config.vocab_size, (2, 6), generator=torch.Generator().manual_seed(0))
+    whole = model(input_ids=ids, labels=ids).loss
+    without_first = model(input_ids=ids, labels=torch.where(torch.arange(6) == 0, -100, ids)).loss
+    assert torch.equal(whole, without_first)
+    assert models.shifts_labels(model)
+    assert not models.shifts_labels(model, by_declaration=True)
 
 
 def test_causal_language_models_are_those_of_the_list() -> None:

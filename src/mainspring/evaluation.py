@@ -195,11 +195,10 @@ class EvaluationLoop:
         if loss is None:
             return None
         self.saw_loss = True
-        items = self.trainer._eval_items if self.by_token else None
-        if items is not None:
-            own = self.trainer._count_own_items(inputs)
-            share = items / self.trainer._loss_scale()
-            self.mean.add(loss, share, 0 if real == 0 else own)
+        counted = self.trainer._eval_items if self.by_token else None
+        if counted is not None:
+            items, scale = counted
+            self.mean.add(loss, scale, 0 if real == 0 else items)
             if "loss" not in self.args.include_for_metrics:
                 return None
         repeated = loss.repeat((self._full_rows(rows) if real is not None else rows) or 1)

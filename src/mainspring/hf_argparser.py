@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from mainspring.arguments.parser import HfArgumentParser
+from mainspring.arguments.parser import HfArg, HfArgumentParser
 
 __all__ = [
+    "HfArg",
     "HfArgumentParser",
 ]

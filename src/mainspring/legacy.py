@@ -89,7 +89,23 @@ class OlderNames:
         """Removed: the package behind it no longer works with current torch."""
         raise ValueError("ipex_optimize_model was removed together with use_ipex: use torch_compile=True")
 
+    def _add_sm_patterns_to_gitignore(self) -> None:
+        """Removed: nothing here keeps a git repository."""
+        raise ValueError("_add_sm_patterns_to_gitignore was removed: the output folder is no git repository any more")
+
     # ---- not available yet ----
+
+    def _activate_neftune(self, model: Any) -> Any:
+        """Not available yet."""
+        raise _later("_activate_neftune")
+
+    def _deactivate_neftune(self, model: Any) -> None:
+        """Not available yet."""
+        raise _later("_deactivate_neftune")
+
+    def _save_tpu(self, output_dir: str | None = None) -> None:
+        """Not available yet."""
+        raise _later("_save_tpu")
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Not available yet."""

@@ -161,3 +161,52 @@ def _targets(batch: Any, shifts_labels: bool) -> Tensor | None:
     if not isinstance(labels, Tensor):
         return None
     return labels[..., 1:] if shifts_labels and labels.dim() > 0 else labels
+
+
+class WatchedCount(Tensor):
+    """A number of items that notices whether a loss is really normalised by it.
+
+    Many models take `num_items_in_batch` among their `**kwargs` and compute a mean over the micro-batch all the same, as
+    do many custom losses. Such a mean must be divided by the number of micro-batches, a normalised sum must not: which
+    of them it is shows in whether the number took part in any computation. Looking at it, or moving it, is none.
+    """
+
+    _uses: list[str]
+
+    @classmethod
+    def of(cls, items: Tensor) -> WatchedCount:
+        """Watch `items`, a 0-d tensor."""
+        return cls._with(items, [])
+
+    @classmethod
+    def _with(cls, items: Tensor, uses: list[str]) -> WatchedCount:
+        watched: WatchedCount = items.detach().as_subclass(cls)
+        watched._uses = uses
+        return watched
+
+    @property
+    def was_used(self) -> bool:
+        """Whether anything was computed from it."""
+        return bool(self._uses)
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Note every operation but looks and moves; its result is a plain tensor."""
+        with torch._C.DisableTorchFunctionSubclass():
+            result = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", str(func))
+        source = next((arg for arg in args if isinstance(arg, cls)), None)
+        uses = None if source is None else source.__dict__.get("_uses")
+        if name in _MOVES and uses is not None and isinstance(result, Tensor):
+            return cls._with(result.as_subclass(Tensor), uses)
+        if name not in _LOOKS and name not in _MOVES:
+            for arg in (*args, *(kwargs or {}).values()):
+                if isinstance(arg, cls):
+                    arg.__dict__.setdefault("_uses", []).append(name)
+        return result
+
+
+_MOVES = frozenset({"to", "detach", "clone", "cpu", "cuda", "contiguous"})
+_LOOKS = frozenset({"__get__", "__set__", "dim", "size", "numel", "is_floating_point", "as_subclass", "__repr__"})

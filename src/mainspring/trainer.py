@@ -33,8 +33,9 @@ from mainspring.data.columns import remove_unused_columns
 from mainspring.data.loaders import LoaderOptions, build_loader
 from mainspring.data.position import batches_from
 from mainspring.data.samplers import EpochRandomSampler, IterableShard
+from mainspring.errors import did_you_mean
 from mainspring.legacy import OlderNames
-from mainspring.loss import LabelSmoother, count_items, loss_of
+from mainspring.loss import LabelSmoother, WatchedCount, count_items, loss_of
 from mainspring.metrics import (
     EvalLoopOutput,
     LossWindow,
@@ -209,6 +210,7 @@ class Trainer(OlderNames):
         self.can_return_loss = models.can_return_loss(self.model)
         self._loss_shifts_labels = models.shifts_labels(self.model, by_declaration=not self._own.exact_label_count)
         self._flop_counter: models.FlopCounter | None = None
+        self._normalises: bool | None = None  # whether the loss uses `num_items_in_batch`, once it was seen
         self.label_smoother: LabelSmoother | None = None
         if self.args.label_smoothing_factor == 0:
             return
@@ -261,7 +263,9 @@ class Trainer(OlderNames):
         self._run: loop.Run | None = None
         self._saved_step: int | None = None  # update of the newest checkpoint that this run wrote
         self._preparation_time: float | None = None  # of the model, in the evaluation that had to prepare it
-        self._eval_items: Tensor | int | None = None  # items that the last evaluation loss is a mean over
+        self._eval_items: tuple[Any, Any] | None = (
+            None  # of the last evaluation loss: its items, and what makes it a sum
+        )
         self._parts: models.Parts | None = None  # of the model in training
         self._loss_seam: tuple[Any, bool] = (None, True)  # the `compute_loss` in use, and whether it takes item counts
 
@@ -447,8 +451,10 @@ class Trainer(OlderNames):
         key = eval_dataset if isinstance(eval_dataset, str) else "eval"
         chosen = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(eval_dataset, str):
-            if not isinstance(self.eval_dataset, dict) or eval_dataset not in self.eval_dataset:
-                raise ValueError(f"eval_dataset={eval_dataset!r} is not among the named data sets of this Trainer")
+            names = list(self.eval_dataset) if isinstance(self.eval_dataset, dict) else []
+            if eval_dataset not in names:
+                hint = did_you_mean(eval_dataset, names)
+                raise ValueError(f"eval_dataset={eval_dataset!r} is not one of the named data sets {names}{hint}")
             chosen = self.eval_dataset[eval_dataset]
         if chosen is None:
             raise ValueError("evaluate() needs eval_dataset: pass one here or to Trainer(...)")
@@ -925,6 +931,7 @@ class Trainer(OlderNames):
         self._window = LossWindow(self.args.device, self.args.logging_nan_inf_filter)
         self._flop_counter = models.FlopCounter(self.model)
         self._parts = None
+        self._normalises = None
         if checkpoint is not None and self._own.resume_log_window:
             self._window.total.fill_(self._progress.window_loss)
             self._globalstep_last_logged = step - self._progress.window_steps
@@ -1014,21 +1021,19 @@ class Trainer(OlderNames):
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Forward and backward of one micro-batch; returns its loss, detached, as it is logged."""
+        context, inputs = self._prepare_context_parallel_inputs(model, inputs)
         self._parts_of(model).train()
         switch = getattr(self.optimizer, "train", None)
         if switch is not None:
             switch()  # schedule-free optimizers keep two sets of weights
         inputs = self._prepare_inputs(inputs)
-        takes_items = self._compute_loss_takes_items()
-        with self.compute_loss_context_manager():
-            if takes_items:
-                loss = self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
-            else:
-                loss = self.compute_loss(model, inputs)
+        items = self._items_for_loss(num_items_in_batch)
+        with context(), self.compute_loss_context_manager():
+            loss = self._call_compute_loss(model, inputs, items)
         if self.args.torch_empty_cache_steps is not None:
             self._empty_cache()
         parts = self.current_gradient_accumulation_steps
-        if parts > 1 and not self._loss_is_scaled(takes_items and num_items_in_batch is not None):
+        if not self._loss_is_normalised(items) and parts > 1:
             loss = loss / parts
         self.accelerator.backward(loss)
         detached: Tensor = loss.detach()
@@ -1040,18 +1045,39 @@ class Trainer(OlderNames):
             self._parts = models.Parts(model)
         return self._parts
 
-    def _compute_loss_takes_items(self) -> bool:
-        """Whether `compute_loss`, perhaps overridden for the older generation, takes `num_items_in_batch`."""
+    def _call_compute_loss(self, model: nn.Module, inputs: Any, items: Any, **kwargs: Any) -> Any:
+        """`compute_loss`, which an override of the older generation may have without `num_items_in_batch`."""
         function = getattr(self.compute_loss, "__func__", self.compute_loss)
         if self._loss_seam[0] is not function:
             self._loss_seam = (function, takes(function, "num_items_in_batch"))
-        return self._loss_seam[1]
+        if self._loss_seam[1]:
+            return self.compute_loss(model, inputs, num_items_in_batch=items, **kwargs)
+        return self.compute_loss(model, inputs, **kwargs)
 
-    def _loss_is_scaled(self, counted: bool) -> bool:
-        """Whether the loss is already that of the whole update, not of its micro-batch."""
+    def _items_for_loss(self, items: Tensor | int | None) -> Tensor | int | None:
+        """The number of items to give to the loss: watched until it is known whether the loss is normalised by it."""
+        watches = self._own.watch_normalisation and self.loss_is_scaled_for_ga is None and not self.args.torch_compile
+        if not watches or not isinstance(items, Tensor):
+            return items
+        if self._normalises is None:
+            return WatchedCount.of(items)
+        return items if self._normalises else None
+
+    def _loss_is_normalised(self, items: Tensor | int | None) -> bool:
+        """Whether the loss just computed is that of the whole update, rather than a mean over its micro-batch.
+
+        A subclass's word counts first; then whether the number of items was used; else, as in the reference, whether it
+        was handed over.
+        """
         if self.loss_is_scaled_for_ga is not None:
             return self.loss_is_scaled_for_ga
-        return (self.model_accepts_loss_kwargs and counted) or self.compute_loss_func is not None
+        if isinstance(items, WatchedCount):
+            self._normalises = items.was_used
+            return self._normalises
+        if self._own.watch_normalisation and self._normalises is False:
+            return False
+        given = items is not None and self._loss_seam[1]
+        return (self.model_accepts_loss_kwargs and given) or self.compute_loss_func is not None
 
     def _empty_cache(self) -> None:
         if self.state.global_step % self.args.torch_empty_cache_steps == 0:
@@ -1079,7 +1105,8 @@ class Trainer(OlderNames):
             inputs = {**inputs, "num_items_in_batch": num_items_in_batch}
         outputs = model(**inputs)
         loss = self._loss_from(outputs, labels, num_items_in_batch)
-        if num_items_in_batch is not None and (scale := self._loss_scale()) != 1:
+        unused = isinstance(num_items_in_batch, WatchedCount) and not num_items_in_batch.was_used
+        if num_items_in_batch is not None and not unused and (scale := self._loss_scale()) != 1:
             loss = loss * scale
         return (loss, outputs) if return_outputs else loss
 
@@ -1128,6 +1155,15 @@ class Trainer(OlderNames):
             return type(data)(self._prepare_input(value) for value in data)
         return data
 
+    def _prepare_context_parallel_inputs(
+        self, model: nn.Module, inputs: dict[str, Any]
+    ) -> tuple[Callable[[], contextlib.AbstractContextManager[Any]], dict[str, Any]]:
+        """The context in which a batch that is split along the sequence goes through the model, and the batch.
+
+        Nothing is split: the batch comes back as it is.
+        """
+        return contextlib.nullcontext, inputs
+
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
         """Clip the gradients to `max_grad_norm`; returns the norm before."""
         return self.accelerator.clip_grad_norm_(self._parts_of(model).parameters, self.args.max_grad_norm)
@@ -1139,8 +1175,7 @@ class Trainer(OlderNames):
     def _account(self, inputs: Any) -> None:
         """Count what a micro-batch cost."""
         self.current_flos += self.floating_point_ops(inputs)
-        if self.args.include_num_input_tokens_seen != "no":
-            self._track_num_input_tokens(inputs)
+        self._track_num_input_tokens(inputs)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> float:
         """Estimated operations of a forward and backward pass; the model's own `floating_point_ops` where it has one."""
@@ -1149,7 +1184,9 @@ class Trainer(OlderNames):
         return self._flop_counter(inputs)
 
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
-        """Add the batch's input tokens, over all processes, to the state."""
+        """Add the batch's input tokens, over all processes, to the state, where they are wanted."""
+        if self.args.include_num_input_tokens_seen == "no":
+            return
         counted = models.count_input_tokens(
             self.model,
             inputs,
@@ -1363,13 +1400,14 @@ class Trainer(OlderNames):
         return loss, nested_detach(logits), labels[0] if labels is not None and len(labels) == 1 else labels
 
     def _evaluated(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
-        items = self._get_num_items_in_batch([inputs], self._engine.device)
-        with self.compute_loss_context_manager():
-            if self._compute_loss_takes_items():
-                loss, outputs = self.compute_loss(model, inputs, return_outputs=True, num_items_in_batch=items)
-                self._eval_items = items
-            else:
-                loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        counted = self._get_num_items_in_batch([inputs], self._engine.device)
+        items = self._items_for_loss(counted)
+        context, inputs = self._prepare_context_parallel_inputs(model, inputs)
+        with context(), self.compute_loss_context_manager():
+            loss, outputs = self._call_compute_loss(model, inputs, items, return_outputs=True)
+        if counted is not None:
+            own = self._count_own_items(inputs)
+            self._eval_items = own, counted / self._loss_scale() if self._loss_is_normalised(items) else own
         return loss.detach().mean(), outputs
 
     def _forward(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
@@ -1418,8 +1456,8 @@ class Trainer(OlderNames):
         """Where this run's checkpoints lie."""
         return str(self.args.output_dir)
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write `checkpoint-<step>`: it appears whole, or not at all."""
+    def _save_checkpoint(self, model: nn.Module, trial: Any, metrics: dict[str, float] | None = None) -> None:
+        """Write `checkpoint-<step>`: it appears whole, or not at all. `metrics` is the older generation's, not needed."""
         self.store_flos()
         run_dir = self._get_output_dir(trial)
         folder = os.path.join(run_dir, ckpt.checkpoint_name(self.state.global_step))

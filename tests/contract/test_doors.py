@@ -104,7 +104,7 @@ ABSENT: dict[str, set[str]] = {
     },
     "trainer_seq2seq": {"Seq2SeqTrainer"},
     "optimization": {"GreedyLR", "StreamingAverage", "get_adafactor_schedule", "get_greedy_schedule"},
-    "hf_argparser": {"HfArg", "make_choice_type_function", "string_to_bool"},
+    "hf_argparser": {"DataClass", "DataClassType", "make_choice_type_function", "string_to_bool"},
     "debug_utils": {"DebugUnderflowOverflow", "detect_overflow", "get_abs_min_max"},
     "data.data_collator": {
         "DataCollatorForLanguageModeling",

@@ -43,6 +43,12 @@ def _predict(side: Any, build: Any) -> tuple[Any, Any]:
     return trainer, trainer.predict(data.Items(data.points(11, 3)))
 
 
+def _predict_sixteen(side: Any, build: Any) -> tuple[Any, Any]:
+    trainer = build()
+    trainer.train()
+    return trainer, trainer.predict(data.Items(data.points(16, 3)))
+
+
 EVERY = {"save_strategy": "steps", "save_steps": 1}
 DOUBLE_EVAL = {"per_device_train_batch_size": 8, "per_device_eval_batch_size": 8}
 EXACT = "the evaluation loss is exact by default, whatever the batches; the reference's is not"
@@ -71,9 +77,8 @@ SCENARIOS: tuple[Scenario, ...] = (
         why=EXACT,
     ),
     Scenario(
-        _case("predict_as_reference", regression(compute_metrics=mean_error), {"max_steps": 2}, _predict),
-        alone=None,
-        why="the reference's evaluation loss is not exact",
+        _case("predict_full_batches", regression(compute_metrics=mean_error), {"max_steps": 2}, _predict_sixteen),
+        DOUBLE_EVAL,
     ),
     Scenario(
         _case(

@@ -18,7 +18,9 @@ class EvaluationArguments:
     eval_steps: float | None = option(
         None, "Updates between two evaluations; below 1, a share of all; default logging_steps.", check=steps_or_share
     )
-    eval_delay: float = option(0, "Updates or epochs, by strategy, before the first evaluation.", check=non_negative)
+    eval_delay: float = option(
+        0, "Updates or epochs, by strategy, before the first evaluation.", check=non_negative, none=0
+    )
     eval_on_start: bool = option(False, "Evaluate before the first update.")
     eval_accumulation_steps: int | None = option(
         None, "Batches after which gathered outputs are moved to the host.", check=positive

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import types
@@ -78,7 +79,21 @@ def _mapping(name: str, text: str) -> tuple[Any, Problem | None]:
         return text, Problem(name, text, f"is not JSON: {place}", "correct it there")
     if not isinstance(parsed, dict):
         return text, Problem(name, text, "is JSON, but no object", "write it in braces")
-    return parsed, None
+    return _plain_values(parsed) if source is text else parsed, None
+
+
+def _plain_values(value: Any) -> Any:
+    """Numbers and truth values that were quoted, as on a command line; everything else as it is."""
+    if isinstance(value, dict):
+        return {key: _plain_values(item) for key, item in value.items()}
+    if not isinstance(value, str):
+        return value
+    if value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(value)
+    return value
 
 
 def _typed(name: str, value: Any, kinds: frozenset[Any]) -> tuple[Any, Problem | None]:

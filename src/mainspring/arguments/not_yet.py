@@ -18,7 +18,6 @@ OPTIONS: frozenset[str] = frozenset(
         "trackio_space_id",
         "trackio_bucket_id",
         "trackio_static_space_id",
-        "log_on_each_node",
         "skip_memory_metrics",
         "debug",
         "save_on_each_node",

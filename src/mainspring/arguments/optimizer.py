@@ -7,7 +7,7 @@ from importlib import metadata
 from typing import Any
 
 from mainspring.arguments.enums import OptimizerNames, SchedulerType
-from mainspring.arguments.option import below_one, non_negative, option, steps_or_share, unit_interval
+from mainspring.arguments.option import below_one, non_negative, option, unit_interval
 
 
 def default_optimizer() -> OptimizerNames:
@@ -31,9 +31,7 @@ class OptimizerArguments:
         SchedulerType.LINEAR, "Schedule; `mainspring schedulers` lists them.", choices=SchedulerType
     )
     lr_scheduler_kwargs: dict[str, Any] | str | None = option(None, "Keywords of the schedule.", json=True)
-    warmup_steps: float = option(
-        0, "Updates of linear warm-up; below 1, the share of all updates.", check=steps_or_share
-    )
+    warmup_steps: float = option(0, "Updates of linear warm-up; below 1, the share of all updates.", check=non_negative)
     optim: OptimizerNames | str = option(
         _DEFAULT_OPTIMIZER, "Optimizer; `mainspring optimizers` lists them.", choices=OptimizerNames
     )
@@ -45,7 +43,7 @@ class OptimizerArguments:
     adam_beta1: float = option(0.9, "Decay of Adam's mean of gradients.", check=below_one)
     adam_beta2: float = option(0.999, "Decay of Adam's mean of squared gradients.", check=below_one)
     adam_epsilon: float = option(1e-8, "Added to Adam's denominator.", check=non_negative)
-    max_grad_norm: float = option(1.0, "Total norm that gradients are clipped to; 0 leaves them.", check=non_negative)
+    max_grad_norm: float = option(1.0, "Total norm that gradients are clipped to; 0 or less leaves them.", none=0.0)
     label_smoothing_factor: float = option(
         0.0, "Weight of the uniform distribution mixed into the labels.", check=unit_interval
     )

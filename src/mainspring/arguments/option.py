@@ -20,6 +20,8 @@ def option(
     check: Check | None = None,
     choices: type[Enum] | Sequence[str] | None = None,
     json: bool = False,
+    none: Any = dataclasses.MISSING,
+    secret: bool = False,
 ) -> Any:
     """Declare an option as a dataclass field.
 
@@ -30,11 +32,11 @@ def option(
         check: What its value must fulfil, beyond its type.
         choices: The values it may have: an enumeration (values are turned into its members) or names.
         json: Whether JSON text, or the path of a JSON file, may stand for a mapping.
+        none: What None stands for, where it is no value of its own.
+        secret: Whether to keep it out of printed forms.
     """
-    metadata = {"help": help, "check": check, "choices": choices, "json": json}
-    if default_factory is not dataclasses.MISSING:
-        return dataclasses.field(default_factory=default_factory, metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
+    metadata = {"help": help, "check": check, "choices": choices, "json": json, "none": none}
+    return dataclasses.field(default=default, default_factory=default_factory, repr=not secret, metadata=metadata)
 
 
 def groups_of(cls: type[Any]) -> dict[str, list[dataclasses.Field[Any]]]:

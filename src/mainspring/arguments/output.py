@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mainspring.arguments.option import non_negative, option, positive
+from mainspring.arguments.option import option, positive
 
 
 @dataclass(kw_only=True)
@@ -17,7 +17,7 @@ class OutputArguments:
     do_predict: bool = option(False, "For scripts: whether to predict.")
     per_device_train_batch_size: int = option(8, "Training samples per device and micro-batch.", check=positive)
     per_device_eval_batch_size: int = option(8, "Evaluation samples per device and batch.", check=positive)
-    num_train_epochs: float = option(3.0, "Passes over the data; may be fractional.", check=non_negative)
+    num_train_epochs: float = option(3.0, "Passes over the data; may be fractional.")
     max_steps: int = option(-1, "Number of updates, above the epochs; -1 leaves it to them.")
     gradient_accumulation_steps: int = option(1, "Micro-batches per update.", check=positive)
     average_tokens_across_devices: bool = option(

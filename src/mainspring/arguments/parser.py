@@ -100,7 +100,7 @@ class HfArgumentParser(argparse.ArgumentParser):
         aliases = field.metadata.get("aliases", [])
         target.add_argument(*_spellings(field.name), *([aliases] if isinstance(aliases, str) else aliases), **keywords)
         if _can_be_switched_off(field, reading) and f"no_{field.name}" not in self._names():
-            off = {"action": "store_false", "dest": field.name, "default": keywords.get("default")}
+            off: dict[str, Any] = {"action": "store_false", "dest": field.name, "default": keywords.get("default")}
             target.add_argument(*_spellings(f"no_{field.name}"), help=said.get("help"), **off)
 
     def _presence(self, field: dataclasses.Field[Any], annotation: Any) -> dict[str, Any]:

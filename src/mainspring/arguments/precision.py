@@ -30,7 +30,7 @@ class PrecisionArguments:
     activation_checkpointing_kwargs: dict[str, Any] | str | None = option(
         None, "Keywords of torch.utils.checkpoint, and every_n_layers and offload.", json=True
     )
-    gradient_checkpointing: bool | None = option(None, "Older name of activation_checkpointing.")
+    gradient_checkpointing: bool | None = option(None, "Older name of activation_checkpointing, which wins.")
     gradient_checkpointing_kwargs: dict[str, Any] | str | None = option(
         None, "Older name of activation_checkpointing_kwargs.", json=True
     )

@@ -29,13 +29,6 @@ def evaluation_by_steps_needs_steps(a: TrainingArguments) -> Problem | None:
     return None
 
 
-def saving_by_steps_needs_steps(a: TrainingArguments) -> Problem | None:
-    """An interval of 0 never comes round."""
-    if a.save_strategy == "steps" and a.save_steps == 0:
-        return Problem("save_steps", 0, "save_strategy is 'steps'", "set it above 0, or save_strategy='no'")
-    return None
-
-
 def best_model_needs_matching_strategies(a: TrainingArguments) -> Problem | None:
     """The best model must have been saved when it was evaluated."""
     if a.load_best_model_at_end and a.save_strategy not in (a.eval_strategy, "best"):
@@ -134,12 +127,10 @@ def best_checkpoint_is_only_saved_on_evaluations(a: TrainingArguments) -> Proble
     return None
 
 
-def warmup_fits(a: TrainingArguments) -> Problem | None:
-    """Warm-up is part of the run."""
-    if a.max_steps > 0 and a.warmup_steps > a.max_steps:
-        return Problem(
-            "warmup_steps", a.warmup_steps, f"max_steps is {a.max_steps}: the peak is never reached", "make it smaller"
-        )
+def one_length(a: TrainingArguments) -> Problem | None:
+    """Epochs or updates say how long the run is."""
+    if a.num_train_epochs < 0 and a.max_steps <= 0:
+        return Problem("num_train_epochs", a.num_train_epochs, f"max_steps is {a.max_steps}", "set one of them above 0")
     return None
 
 
@@ -166,7 +157,6 @@ def known_token_counts(a: TrainingArguments) -> Problem | None:
 RULES: tuple[Rule, ...] = (
     logging_by_steps_needs_steps,
     evaluation_by_steps_needs_steps,
-    saving_by_steps_needs_steps,
     best_model_needs_evaluations,
     best_model_needs_matching_strategies,
     best_model_needs_saves_on_evaluations,
@@ -176,7 +166,26 @@ RULES: tuple[Rule, ...] = (
     metric_schedules_need_evaluations,
     prefetching_needs_workers,
     persistence_needs_workers,
-    warmup_fits,
+    one_length,
     known_metric_inputs,
     known_token_counts,
 )
+
+
+def warmup_outlasts_the_run(a: TrainingArguments) -> Problem | None:
+    """A short trial of a long run's options is common; it trains at a fraction of the learning rate."""
+    if 0 < a.max_steps < a.warmup_steps:
+        why = f"max_steps is {a.max_steps}: the run ends before the learning rate reaches its peak"
+        return Problem("warmup_steps", a.warmup_steps, why, "make it smaller, or give a share below 1")
+    return None
+
+
+def saves_never_come(a: TrainingArguments) -> Problem | None:
+    """An interval of 0 never comes round; the reference takes that for never saving."""
+    if a.save_strategy == "steps" and a.save_steps == 0:
+        return Problem("save_steps", 0, "nothing is saved during training", "say save_strategy='no' if that is meant")
+    return None
+
+
+NOTICES: tuple[Rule, ...] = (warmup_outlasts_the_run, saves_never_come)
+"""What is worth a warning."""

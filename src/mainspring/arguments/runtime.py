@@ -3,17 +3,45 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from mainspring.errors import OptionError, Problem
 
 if TYPE_CHECKING:
+    import torch
     from accelerate import PartialState
+
+_SET_BY_LAUNCHERS = ("RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What torch needs besides WORLD_SIZE to find the other processes."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this process stands. It is looked up once per arguments: a later choice of device changes nothing here.
+
+    Attributes:
+        device: What it computes on.
+        world_size: Number of processes.
+        rank: Index of this one among all.
+        local_rank: Index of this one on its machine.
+    """
+
+    device: torch.device
+    world_size: int
+    rank: int
+    local_rank: int
+
+
+def find_place(*, use_cpu: bool, backend: str | None, timeout_s: int, local_rank: int) -> Place:
+    """Join the process group that the launcher asked for, and choose the device. Arguments as of `processes`."""
+    state = processes(use_cpu=use_cpu, backend=backend, timeout_s=timeout_s, local_rank=local_rank)
+    return Place(state.device, state.num_processes, state.process_index, state.local_process_index)
 
 
 def processes(*, use_cpu: bool, backend: str | None, timeout_s: int, local_rank: int) -> PartialState:
-    """Join the process group that the launcher asked for, and choose the device.
+    """Accelerate's state of this process, made now or found.
 
     Args:
         use_cpu: Stay on the CPU.
@@ -26,25 +54,36 @@ def processes(*, use_cpu: bool, backend: str | None, timeout_s: int, local_rank:
     """
     from accelerate import PartialState
 
-    if local_rank >= 0:
-        os.environ.setdefault("LOCAL_RANK", str(local_rank))
-    cpu = use_cpu or not _has_accelerator()
-    existing = PartialState._shared_state
-    if existing and (existing.get("_cpu", cpu) != cpu):
-        PartialState._reset_state()
     asked = int(os.environ.get("WORLD_SIZE", "1"))
-    keywords: dict[str, Any] = {}
-    if asked > 1 and not PartialState._shared_state:
-        keywords["timeout"] = timedelta(seconds=timeout_s)
+    cpu = use_cpu or not _has_accelerator()
+    if PartialState._shared_state and (PartialState().device.type == "cpu") != cpu:
+        PartialState._reset_state()  # an earlier run in this process was on the other kind of device
+    keywords: dict[str, Any] = {"timeout": timedelta(seconds=timeout_s)}
+    if asked > 1:
+        _find_the_others(asked)
+        if local_rank >= 0:
+            os.environ.setdefault("LOCAL_RANK", str(local_rank))
         if backend is not None:
             keywords["backend"] = backend
     state = PartialState(cpu=cpu, **keywords)
-    if state.num_processes != asked:
+    if asked > 1 and state.num_processes != asked:
         raise RuntimeError(
             f"the launcher set WORLD_SIZE={asked}, but this process sees a world of {state.num_processes}: training "
             "would run as separate jobs that each report success; start it with torchrun"
         )
     return state
+
+
+def _find_the_others(asked: int) -> None:
+    """Waiting for processes that nobody started would end with a timeout, after half an hour."""
+    import torch
+
+    missing = [name for name in _SET_BY_LAUNCHERS if name not in os.environ]
+    if missing and not torch.distributed.is_initialized():
+        raise RuntimeError(
+            f"WORLD_SIZE={asked} is set, but {', '.join(missing)} is not: no launcher started the other processes; "
+            "start with torchrun, or unset WORLD_SIZE"
+        )
 
 
 def _has_accelerator() -> bool:
@@ -55,8 +94,13 @@ def _has_accelerator() -> bool:
     return any(hasattr(torch, kind) and getattr(torch, kind).is_available() for kind in ("xpu", "npu"))
 
 
-def check_precision(*, bf16: bool, fp16: bool, tf32: bool | None, device_type: str) -> None:
+def check_precision(*, mixed_precision: str, tf32: bool | None, device_type: str) -> None:
     """Refuse a number format that the device does not have.
+
+    Args:
+        mixed_precision: "bf16", "fp16" or "no".
+        tf32: Whether TF32 was asked for.
+        device_type: Such as "cpu" or "cuda".
 
     Raises:
         OptionError: Naming the option and the device.
@@ -64,9 +108,9 @@ def check_precision(*, bf16: bool, fp16: bool, tf32: bool | None, device_type: s
     import torch
 
     problems = []
-    if fp16 and device_type == "cpu":
+    if mixed_precision == "fp16" and device_type == "cpu":
         problems.append(Problem("fp16", True, "needs a GPU, and this run is on the CPU", "use bf16=True"))
-    if bf16 and device_type == "cuda" and not torch.cuda.is_bf16_supported():
+    if mixed_precision == "bf16" and device_type == "cuda" and not torch.cuda.is_bf16_supported():
         problems.append(Problem("bf16", True, "this GPU has no bfloat16", "use fp16=True"))
     if tf32 and device_type != "cuda":
         problems.append(Problem("tf32", True, f"{device_type} has no TF32", "leave it out"))

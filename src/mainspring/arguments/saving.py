@@ -35,7 +35,7 @@ class HubArguments:
     """The Hub."""
 
     push_to_hub: bool = option(False, "Push the model at every save.")
-    hub_token: str | None = option(None, "Token; default: the cached one.")
+    hub_token: str | None = option(None, "Token; default: the cached one.", secret=True)
     hub_private_repo: bool | None = option(None, "Whether a new repository is private.")
     hub_model_id: str | None = option(None, "Repository.")
     hub_strategy: HubStrategy | str = option(HubStrategy.EVERY_SAVE, "What is pushed, and when.", choices=HubStrategy)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from mainspring.arguments.construction import takes_every_spelling
 from mainspring.arguments.option import option
 from mainspring.arguments.training_arguments import TrainingArguments
 
 
-@dataclass(kw_only=True)
+@takes_every_spelling
+@dataclass(kw_only=True, repr=False)
 class Seq2SeqTrainingArguments(TrainingArguments):
     """`TrainingArguments`, and how evaluations generate."""
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from mainspring.errors import Problem
@@ -119,11 +120,19 @@ TRANSLATED: dict[str, tuple[str, Callable[[Any, Options], None]]] = {
 OLDER_NAMES: frozenset[str] = frozenset({*RENAMED, *WITHOUT_EFFECT, *REFUSED, *TRANSLATED})
 
 
-def translate(given: Options) -> tuple[Options, list[Problem]]:
-    """Return the options in their newer spellings, and what could not be translated. `given` is not changed."""
-    options = {name: value for name, value in given.items() if name not in OLDER_NAMES}
+def translate(given: Options, own: Collection[str] = ()) -> tuple[Options, list[Problem]]:
+    """Return the options in their newer spellings, and what could not be translated. `given` is not changed.
+
+    Args:
+        given: What the user wrote.
+        own: Names that mean themselves: a subclass may have an option that is called as an older one was.
+    """
+    older = [name for name in given if name in OLDER_NAMES and name not in own]
+    if not older:
+        return dict(given), []
+    options = {name: value for name, value in given.items() if name not in older}
     problems: list[Problem] = []
-    for name in [name for name in given if name in OLDER_NAMES]:
+    for name in older:
         value = given[name]
         if name in RENAMED:
             _rename(name, value, options, problems)
@@ -148,4 +157,12 @@ def _rename(name: str, value: Any, options: Options, problems: list[Problem]) ->
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, FutureWarning, stacklevel=5)
+    warn(message, FutureWarning)
+
+
+def warn(message: str, category: type[Warning]) -> None:
+    """Warn at the line of the user's that led here, however deep in the package that is."""
+    depth = 1
+    while sys._getframe(depth).f_globals.get("__name__", "").startswith("mainspring."):
+        depth += 1
+    warnings.warn(message, category, stacklevel=depth + 1)

@@ -291,8 +291,17 @@ class CallbackHandler:
         return "\n".join(type(callback).__name__ for callback in self._callbacks)
 
     def add_callback(self, callback: Any) -> None:
-        """Add a callback, or a new object of a callback class, at the end."""
+        """Add a callback, or a new object of a callback class, at the end.
+
+        Raises:
+            TypeError: The object listens to no event and is no `TrainerCallback`: a function, for example.
+        """
         callback = callback() if isinstance(callback, type) else callback
+        if not any(name.startswith("on_") for name in dir(callback)):
+            raise TypeError(
+                f"callbacks has {callback!r}, which is no callback: give a TrainerCallback, or an object with one of its "
+                "methods such as on_log"
+            )
         if any(type(other) is type(callback) for other in self._callbacks):
             logger.warning("callbacks has a %s already; both will be called", type(callback).__name__)
         self._callbacks.append(callback)

@@ -24,7 +24,8 @@ from tests.parity.tasks import (
 def randomness() -> list[Case]:
     """Seeds, order and kinds of data."""
     stream = data.Stream(data.points(22))
-    short = data.Stream(data.points(16))
+    even, uneven = (data.Stream(data.points(count)) for count in (16, 10))
+    by_two = {"max_steps": 8, "gradient_accumulation_steps": 2}
     workers = {"dataloader_num_workers": 2, "num_train_epochs": 1}
     return [
         Case("seed", regression(0.1), {"seed": 7}, {"seed": 8}),
@@ -38,12 +39,8 @@ def randomness() -> list[Case]:
         ),
         Case("model_init", _from_model_init(), {"seed": 21}, {"seed": 22}),
         Case("iterable", regression(0.1, train_dataset=stream), {"max_steps": 4}, {"max_steps": 5}),
-        Case(
-            "iterable_over_epochs",
-            regression(0.1, train_dataset=short),
-            {"max_steps": 8, "gradient_accumulation_steps": 2},
-            {"gradient_accumulation_steps": 1},
-        ),
+        Case("iterable_over_epochs", regression(0.1, train_dataset=even), by_two, _ONE_BATCH),
+        Case("iterable_ending_inside_an_update", regression(0.1, train_dataset=uneven), by_two, _ONE_BATCH),
         Case("workers_dropout", regression(0.1), workers, {"dataloader_num_workers": 0, "seed": 1}),
     ]
 

@@ -1,0 +1,130 @@
+"""What the arguments say of the machine they are used on: looked up when it is first asked for, never before."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from mainspring.arguments import runtime
+from mainspring.arguments.enums import ParallelMode
+from mainspring.arguments.hardware import HardwareArguments
+from mainspring.arguments.logging import LoggingArguments
+from mainspring.arguments.output import OutputArguments
+from mainspring.arguments.precision import PrecisionArguments
+from mainspring.arguments.saving import SavingArguments
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import PartialState
+
+
+class MachineProperties(SavingArguments, LoggingArguments, HardwareArguments, PrecisionArguments, OutputArguments):
+    """Device, processes, and what follows from them."""
+
+    @property
+    def _place(self) -> runtime.Place:
+        place: runtime.Place | None = self.__dict__.get("_found_place")
+        if place is None:
+            place = runtime.find_place(
+                use_cpu=self.use_cpu, backend=self.ddp_backend, timeout_s=self.ddp_timeout, local_rank=self.local_rank
+            )
+            runtime.check_precision(mixed_precision=self.mixed_precision, tf32=self.tf32, device_type=place.device.type)
+            runtime.apply_tf32(self.tf32)
+            self.__dict__["_found_place"] = place
+        return place
+
+    @property
+    def distributed_state(self) -> PartialState:
+        """Accelerate's state of this process; made now where another run left one of another kind of device."""
+        return runtime.processes(
+            use_cpu=self.use_cpu, backend=self.ddp_backend, timeout_s=self.ddp_timeout, local_rank=self.local_rank
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this process."""
+        return self._place.device
+
+    @property
+    def n_gpu(self) -> int:
+        """GPUs that this process drives: 1, or 0 on the CPU."""
+        return 0 if self.device.type == "cpu" else 1
+
+    @property
+    def parallel_mode(self) -> ParallelMode:
+        """Whether several processes train together."""
+        return ParallelMode.DISTRIBUTED if self.world_size > 1 else ParallelMode.NOT_PARALLEL
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes."""
+        return self._place.world_size
+
+    @property
+    def process_index(self) -> int:
+        """Rank of this process among all."""
+        return self._place.rank
+
+    @property
+    def local_process_index(self) -> int:
+        """Rank of this process on its machine."""
+        return self._place.local_rank
+
+    @property
+    def train_batch_size(self) -> int:
+        """Training samples per process and micro-batch."""
+        return self.per_device_train_batch_size * max(1, self.n_gpu)
+
+    @property
+    def eval_batch_size(self) -> int:
+        """Evaluation samples per process and batch."""
+        return self.per_device_eval_batch_size * max(1, self.n_gpu)
+
+    @property
+    def should_log(self) -> bool:
+        """Whether this process logs."""
+        return (self.local_process_index if self.log_on_each_node else self.process_index) == 0
+
+    @property
+    def should_save(self) -> bool:
+        """Whether this process saves."""
+        return (self.local_process_index if self.save_on_each_node else self.process_index) == 0
+
+    @property
+    def ddp_timeout_delta(self) -> timedelta:
+        """`ddp_timeout` as a time span."""
+        return timedelta(seconds=self.ddp_timeout)
+
+    @property
+    def place_model_on_device(self) -> bool | None:
+        """Whether the trainer moves the model; None leaves it to the trainer. Override in a subclass."""
+        return None
+
+    @property
+    def mixed_precision(self) -> str:
+        """`bf16`, `fp16` or `no`; without either option, what the launcher says."""
+        if self.bf16 or self.fp16:
+            return "bf16" if self.bf16 else "fp16"
+        return os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+
+    def get_process_log_level(self) -> int:
+        """Log level of this process, as a number of the standard library's logging."""
+        from mainspring.utils.logging import get_log_levels_dict, get_verbosity
+
+        name = self.log_level if self.should_log else self.log_level_replica
+        return get_verbosity() if name == "passive" else get_log_levels_dict()[name]
+
+    @contextlib.contextmanager
+    def main_process_first(self, local: bool = True, desc: str = "work") -> Iterator[None]:
+        """Let the main process go through the context before all others, as for filling a cache.
+
+        Args:
+            local: One main process per machine rather than one in all.
+            desc: What is done, for the log.
+        """
+        state = self.distributed_state
+        with state.local_main_process_first() if local else state.main_process_first():
+            yield
