@@ -10,7 +10,7 @@ import torch
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.trainer_pt_utils import LabelSmoother as ReferenceSmoother
 
-from mainspring.loss import LabelSmoother, count_items, logits_of, loss_of
+from mainspring.loss import LabelSmoother, WatchedCount, count_items, logits_of, loss_of
 
 LOSS = torch.tensor(1.5)
 LOGITS = torch.zeros(2, 3)
@@ -163,3 +163,46 @@ def test_counting_reads_nothing_back_from_the_device() -> None:
     counted = count_items([{"labels": torch.empty(2, 3, dtype=torch.long, device="meta")}] * 3, shifts_labels=True)
     assert counted is not None
     assert counted.device.type == "meta"
+
+
+# A number of items that notices whether it is used -------------------------------------------------------------------
+
+
+def test_a_watched_count_computes_as_the_number_it_is() -> None:
+    watched = WatchedCount.of(torch.tensor(4))
+    result = torch.tensor(8.0) / watched
+    assert type(result) is torch.Tensor
+    assert result.item() == 2.0
+    assert watched.was_used
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda count: count.device,
+        lambda count: count.to("cpu"),
+        lambda count: count.to(torch.float32),
+        lambda count: count.detach(),
+        lambda count: torch.is_tensor(count),
+        lambda count: count.dim(),
+    ],
+)
+def test_looking_at_a_count_or_moving_it_is_no_use(look: Any) -> None:
+    watched = WatchedCount.of(torch.tensor(4))
+    look(watched)
+    assert not watched.was_used
+
+
+def test_the_use_of_a_moved_count_is_noticed() -> None:
+    watched = WatchedCount.of(torch.tensor(4))
+    _ = torch.tensor(8.0) / watched.to(torch.float32)
+    assert watched.was_used
+
+
+@pytest.mark.parametrize(
+    "use", [lambda count: count.item(), lambda count: torch.ones(1).div(count), lambda count: count > 0]
+)
+def test_any_computation_is_a_use(use: Any) -> None:
+    watched = WatchedCount.of(torch.tensor(4))
+    use(watched)
+    assert watched.was_used

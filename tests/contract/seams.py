@@ -51,7 +51,8 @@ def _table(rows: list[data.Item]) -> Any:
 
 
 def _counted_loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
-    return ((outputs["logits"] - labels) ** 2).sum() / num_items_in_batch
+    loss: Tensor = ((outputs["logits"] - labels) ** 2).sum() / num_items_in_batch
+    return loss
 
 
 def _train(build: Callable[..., Any]) -> tuple[Any, Any]:

@@ -45,7 +45,10 @@ def says(*parts: str) -> str:
     return "(?is)" + "".join(f"(?=.*{re.escape(part)})" for part in parts)
 
 
-AT_CONSTRUCTION: dict[str, tuple[Callable[[Path], Any], type[Exception], tuple[str, ...]]] = {
+Mistake = tuple[Callable[[Path], Any], Any, tuple[str, ...]]
+"""What a script does wrong, the kinds of error that may say so, and the words that the message must hold."""
+
+AT_CONSTRUCTION: dict[str, Mistake] = {
     "no model": (lambda f: build(f, model=None), Exception, ("model", "model_init")),
     "model and model_init": (lambda f: build(f, model_init=Untouched), ValueError, ("model", "model_init")),
     "model is a class": (lambda f: build(f, model=Untouched), TypeError, ("model", "model_init")),
@@ -192,7 +195,7 @@ def test_several_mistakes_are_collected(tmp_path: Path) -> None:
 EVALUATES = {"eval_strategy": "steps", "eval_steps": 1}
 BEST = {**EVALUATES, "save_strategy": "steps", "save_steps": 1, "load_best_model_at_end": True}
 
-BEFORE_TRAINING: dict[str, tuple[Callable[[Path], Any], type[Exception], tuple[str, ...]]] = {
+BEFORE_TRAINING: dict[str, Mistake] = {
     "no training data": (lambda f: build(f, train_dataset=None), (ValueError, TypeError), ("train_dataset",)),
     "empty training data": (lambda f: build(f, train_dataset=data.Items([])), ValueError, ("train_dataset", "empty")),
     "no columns left": (

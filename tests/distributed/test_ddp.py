@@ -111,7 +111,7 @@ def test_every_sample_is_predicted_once_and_in_order(trace: Callable[..., Trace]
     """Eleven samples over two processes in batches of four: eleven predictions beside their own labels."""
     predictions, labels, _ = trace("predict").output
     assert predictions.shape == (11,)
-    np.testing.assert_array_equal(labels, np.float32([row["labels"] for row in data.points(11, 3)]))
+    np.testing.assert_array_equal(labels, np.array([row["labels"] for row in data.points(11, 3)], np.float32))
 
 
 def test_checkpoints_are_whole(folder: Path) -> None:

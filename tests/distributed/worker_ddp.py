@@ -34,7 +34,7 @@ def _note_commit(event: str, arguments: tuple[Any, ...]) -> None:
 
 def watched(task: Task, side: Side, facts: dict[str, Any]) -> Any:
     """The task's Trainer class, made to note in `facts` what it says about the processes."""
-    base = task.trainer(side)
+    base: Any = task.trainer(side)
 
     class Watched(base):  # type: ignore[misc]
         def training_step(self, *args: Any, **kwargs: Any) -> Any:

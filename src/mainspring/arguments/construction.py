@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from mainspring.arguments.docstring import OptionsDocstring
-from mainspring.arguments.spellings import translate
+from mainspring.arguments.spellings import WITHOUT_EFFECT, translate
 from mainspring.errors import OptionError, Problem, did_you_mean
 
 Class = TypeVar("Class", bound=type)
@@ -29,9 +29,11 @@ class Construction(ABCMeta):
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         """Make an instance."""
-        if _generates_its_own_constructor(cls):
-            args, kwargs = (), read_keywords(cls, args, kwargs)
-        instance = super().__call__(*args, **kwargs)
+        if not _generates_its_own_constructor(cls):
+            instance = super().__call__(*args, **kwargs)
+        else:
+            instance = super().__call__(**read_keywords(cls, args, kwargs))
+            vars(instance).update(_kept(cls, kwargs))
         if not instance.__dict__.get("_ready"):
             instance._complete()
         return instance
@@ -56,6 +58,7 @@ def takes_every_spelling(cls: Class) -> Class:
     @functools.wraps(generated)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807 - it becomes the class's
         generated(self, **read_keywords(cls, args, kwargs))
+        vars(self).update(_kept(cls, kwargs))
 
     cls.__init__ = __init__  # type: ignore[misc]
     cls.__doc__ = OptionsDocstring(cls.__doc__ or "")  # type: ignore[assignment]
@@ -84,6 +87,12 @@ def read_keywords(cls: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
     if problems:
         raise OptionError(problems)
     return options
+
+
+def _kept(cls: type, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Older options that do nothing here, but that scripts read back."""
+    names = _constructor_names(cls)
+    return {name: value for name, value in kwargs.items() if name in WITHOUT_EFFECT and name not in names}
 
 
 @functools.cache

@@ -34,7 +34,8 @@ def _group(title: str, fields: list[dataclasses.Field[Any]]) -> list[str]:
 
 def _default(field: dataclasses.Field[Any]) -> str:
     default = default_of(field)
-    return "" if default in (None, dataclasses.MISSING) else f" Default {default!r}."
+    said = field.metadata.get("shown") or repr(default)
+    return "" if default in (None, dataclasses.MISSING) else f" Default {said}."
 
 
 def default_of(field: dataclasses.Field[Any]) -> Any:

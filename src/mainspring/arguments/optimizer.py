@@ -33,7 +33,10 @@ class OptimizerArguments:
     lr_scheduler_kwargs: dict[str, Any] | str | None = option(None, "Keywords of the schedule.", json=True)
     warmup_steps: float = option(0, "Updates of linear warm-up; below 1, the share of all updates.", check=non_negative)
     optim: OptimizerNames | str = option(
-        _DEFAULT_OPTIMIZER, "Optimizer; `mainspring optimizers` lists them.", choices=OptimizerNames
+        _DEFAULT_OPTIMIZER,
+        "Optimizer; `mainspring optimizers` lists them.",
+        choices=OptimizerNames,
+        shown="adamw_torch_fused; adamw_torch before torch 2.8",
     )
     optim_args: str | None = option(None, "Keywords of the optimizer, as `key=value,key=value`.")
     optim_target_modules: str | list[str] | None = option(None, "Modules that low-rank optimizers act on.")

@@ -22,6 +22,7 @@ def option(
     json: bool = False,
     none: Any = dataclasses.MISSING,
     secret: bool = False,
+    shown: str | None = None,
 ) -> Any:
     """Declare an option as a dataclass field.
 
@@ -34,22 +35,24 @@ def option(
         json: Whether JSON text, or the path of a JSON file, may stand for a mapping.
         none: What None stands for, where it is no value of its own.
         secret: Whether to keep it out of printed forms.
+        shown: What documentation says of the default, where it depends on the installation.
     """
-    metadata = {"help": help, "check": check, "choices": choices, "json": json, "none": none}
+    metadata = {"help": help, "check": check, "choices": choices, "json": json, "none": none, "shown": shown}
     return dataclasses.field(default=default, default_factory=default_factory, repr=not secret, metadata=metadata)
 
 
 def groups_of(cls: type[Any]) -> dict[str, list[dataclasses.Field[Any]]]:
     """The fields of an arguments class under the titles of the groups that declare them, from the most basic on.
 
-    A group is a class of the hierarchy; its title is the first line of its docstring.
+    A group is a class of the hierarchy. Its title is the first line of its docstring, or the name of a user's class.
     """
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     groups: dict[str, list[dataclasses.Field[Any]]] = {}
     for group in reversed(cls.__mro__):
         declared = [fields.pop(name) for name in inspect.get_annotations(group) if name in fields]
         if declared:
-            groups[str(group.__doc__).splitlines()[0].rstrip(".")] = declared
+            ours = group.__module__.startswith("mainspring.")
+            groups[str(group.__doc__).splitlines()[0].rstrip(".") if ours else group.__name__] = declared
     return groups
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from mainspring.arguments.option import groups_of
 from mainspring.arguments.readings import Reading, reading_of
-from mainspring.arguments.spellings import OLDER_NAMES, RENAMED
+from mainspring.arguments.spellings import OLDER_NAMES, OLDER_TYPES, RENAMED
 from mainspring.arguments.training_arguments import TrainingArguments
 from mainspring.errors import MissingPackageError, did_you_mean
 
@@ -128,7 +128,7 @@ class HfArgumentParser(argparse.ArgumentParser):
             for name in sorted(OLDER_NAMES):
                 spellings = [text for text in _spellings(name) if text not in self._option_string_actions]
                 if spellings and name not in self._names():
-                    reading = reading_of(hints[RENAMED[name]] if name in RENAMED else bool | str)
+                    reading = reading_of(hints[RENAMED[name]] if name in RENAMED else OLDER_TYPES.get(name, bool))
                     self.add_argument(
                         *spellings, dest=name, default=argparse.SUPPRESS, help=argparse.SUPPRESS, **_shape(reading)
                     )

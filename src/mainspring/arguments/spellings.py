@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
 from collections.abc import Callable, Collection
@@ -35,7 +36,8 @@ WITHOUT_EFFECT: dict[str, str] = {
     "use_legacy_prediction_loop": "there is one evaluation loop",
     "tpu_metrics_debug": "use debug='tpu_metrics_debug'",
 }
-"""Older options whose meaning is gone or is the default now; setting one is accepted, said, and changes nothing."""
+"""Older options whose meaning is gone or is the default now; setting one is accepted, said, and changes nothing.
+The value can be read back: scripts ask for `overwrite_output_dir` themselves."""
 
 REFUSED: dict[str, str] = {
     "sharded_ddp": "use fsdp='full_shard'",
@@ -59,25 +61,41 @@ _INERT: dict[str, tuple[Any, ...]] = {
 }
 
 
-def _warmup_ratio(value: Any, options: Options) -> None:
-    options.setdefault("warmup_steps", value)
-    if not options["warmup_steps"]:
-        options["warmup_steps"] = value
+OLDER_TYPES: dict[str, Any] = {
+    "warmup_ratio": float,
+    "fsdp_min_num_params": int,
+    "past_index": int,
+    "tpu_num_cores": int,
+    "_n_gpu": int,
+    **dict.fromkeys(("half_precision_backend", "fp16_backend", "fp16_opt_level", "ray_scope", "logging_dir"), str),
+    **dict.fromkeys(("sharded_ddp", "mp_parameters", "push_to_hub_organization"), str),
+    "fsdp_transformer_layer_cls_to_wrap": str,
+}
+"""How the command line reads older options that were not renamed; those that are not here are truth values."""
+
+Translator = Callable[[Any, Options], "Problem | None"]
 
 
-def _group_by_length(value: Any, options: Options) -> None:
-    if value:
-        options["train_sampling_strategy"] = "group_by_length"
+def _warmup_ratio(value: Any, options: Options) -> Problem | None:
+    share = float(value)
+    if not 0 <= share <= 1:
+        return Problem("warmup_ratio", value, "is no share of the run", "give a number from 0 to 1")
+    if not options.get("warmup_steps"):
+        options["warmup_steps"] = min(share, math.nextafter(1.0, 0.0))  # 1 itself would be one update
+    return None
 
 
-def _adafactor(value: Any, options: Options) -> None:
-    if value:
-        options["optim"] = "adafactor"
+def _choice(option: str, choice: str) -> Translator:
+    def put(value: Any, options: Options) -> None:
+        if value:
+            options[option] = choice
+
+    return put
 
 
 def _include_inputs(value: Any, options: Options) -> None:
     if value:
-        options["include_for_metrics"] = [*options.get("include_for_metrics", []), "inputs"]
+        options["include_for_metrics"] = [*(options.get("include_for_metrics") or []), "inputs"]
 
 
 def _tokens_per_second(value: Any, options: Options) -> None:
@@ -85,34 +103,37 @@ def _tokens_per_second(value: Any, options: Options) -> None:
         options.setdefault("include_num_input_tokens_seen", "all")
 
 
-def _accelerator_setting(key: str) -> Callable[[Any, Options], None]:
-    def put(value: Any, options: Options) -> None:
-        if value not in (None, False):
-            options["accelerator_config"] = {**(options.get("accelerator_config") or {}), key: value}
+def _setting(option: str, key: str) -> Translator:
+    def put(value: Any, options: Options) -> Problem | None:
+        if not value:
+            return None
+        settings = options.get(option) or {}
+        if not isinstance(settings, dict):
+            return Problem(key, value, f"{option} is given too, and as a file or an object", f"put {key} in there")
+        options[option] = {**settings, key.removeprefix("fsdp_"): value}
+        return None
 
     return put
 
 
-def _fsdp_setting(key: str) -> Callable[[Any, Options], None]:
-    def put(value: Any, options: Options) -> None:
-        if value:
-            options["fsdp_config"] = {**(options.get("fsdp_config") or {}), key: value}
-
-    return put
-
-
-TRANSLATED: dict[str, tuple[str, Callable[[Any, Options], None]]] = {
+TRANSLATED: dict[str, tuple[str, Translator]] = {
     "warmup_ratio": ("warmup_steps (below 1, a share)", _warmup_ratio),
-    "group_by_length": ("train_sampling_strategy='group_by_length'", _group_by_length),
-    "adafactor": ("optim='adafactor'", _adafactor),
+    "group_by_length": (
+        "train_sampling_strategy='group_by_length'",
+        _choice("train_sampling_strategy", "group_by_length"),
+    ),
+    "adafactor": ("optim='adafactor'", _choice("optim", "adafactor")),
     "include_inputs_for_metrics": ("include_for_metrics=['inputs']", _include_inputs),
     "include_tokens_per_second": ("include_num_input_tokens_seen", _tokens_per_second),
-    "split_batches": ("accelerator_config={'split_batches': ...}", _accelerator_setting("split_batches")),
-    "dispatch_batches": ("accelerator_config={'dispatch_batches': ...}", _accelerator_setting("dispatch_batches")),
-    "fsdp_min_num_params": ("fsdp_config={'min_num_params': ...}", _fsdp_setting("min_num_params")),
+    "split_batches": ("accelerator_config={'split_batches': ...}", _setting("accelerator_config", "split_batches")),
+    "dispatch_batches": (
+        "accelerator_config={'dispatch_batches': ...}",
+        _setting("accelerator_config", "dispatch_batches"),
+    ),
+    "fsdp_min_num_params": ("fsdp_config={'min_num_params': ...}", _setting("fsdp_config", "fsdp_min_num_params")),
     "fsdp_transformer_layer_cls_to_wrap": (
         "fsdp_config={'transformer_layer_cls_to_wrap': ...}",
-        _fsdp_setting("transformer_layer_cls_to_wrap"),
+        _setting("fsdp_config", "fsdp_transformer_layer_cls_to_wrap"),
     ),
 }
 """Older options that became part of another one: what it is called, and how it is put there."""
@@ -138,7 +159,8 @@ def translate(given: Options, own: Collection[str] = ()) -> tuple[Options, list[
             _rename(name, value, options, problems)
         elif name in TRANSLATED:
             _warn(f"{name} is now {TRANSLATED[name][0]}")
-            TRANSLATED[name][1](value, options)
+            if (problem := TRANSLATED[name][1](value, options)) is not None:
+                problems.append(problem)
         elif name in WITHOUT_EFFECT:
             _warn(f"{name} has no effect any more: {WITHOUT_EFFECT[name]}")
         elif value not in _INERT[name]:

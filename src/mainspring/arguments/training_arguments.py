@@ -42,14 +42,14 @@ if TYPE_CHECKING:
 
 @functools.cache
 def _options_of(cls: type) -> tuple[tuple[dataclasses.Field[Any], frozenset[Any]], ...]:
-    """The declared options of a class with the types they accept. Fields that a user's subclass adds are their own."""
-    ours = [base for base in cls.__mro__ if base.__module__.startswith("mainspring.")]
-    hints = {name: hint for base in reversed(ours) for name, hint in typing.get_type_hints(base).items()}
-    return tuple(
-        (field, accepted_types(hints[field.name]))
-        for field in dataclasses.fields(cls)
-        if "check" in field.metadata and field.name in hints
-    )
+    """The options as this package declares them, each with the types it accepts.
+
+    A subclass that gives an option another default declares a field of its own, without limits: ours still hold. The
+    options that a subclass adds are its own.
+    """
+    ours = next(base for base in cls.__mro__ if base.__module__.startswith("mainspring."))
+    hints = typing.get_type_hints(ours)
+    return tuple((field, accepted_types(hints[field.name])) for field in dataclasses.fields(ours))
 
 
 @takes_every_spelling

@@ -1,0 +1,233 @@
+"""The third phase: device and processes, looked up on first use, once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from datetime import timedelta
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from mainspring import TrainingArguments
+from mainspring.arguments import runtime
+from mainspring.arguments.enums import ParallelMode
+from mainspring.errors import OptionError
+
+
+def python(script: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a script in a process whose environment names no launcher but the given one."""
+    kept = {n: v for n, v in os.environ.items() if n not in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR")}
+    return subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=180, env={**kept, **variables}
+    )
+
+
+def test_one_process_on_the_cpu() -> None:
+    args = TrainingArguments("out", use_cpu=True, per_device_train_batch_size=3, per_device_eval_batch_size=5)
+    assert args.device == torch.device("cpu")
+    assert (args.n_gpu, args.world_size, args.process_index, args.local_process_index) == (0, 1, 0, 0)
+    assert (args.train_batch_size, args.eval_batch_size) == (3, 5)
+    assert args.parallel_mode is ParallelMode.NOT_PARALLEL
+    assert args.should_log
+    assert args.should_save
+    assert args.place_model_on_device is None
+    assert args.ddp_timeout_delta == timedelta(seconds=1800)
+    assert args.distributed_state.num_processes == 1
+    with args.main_process_first(desc="nothing"):
+        pass
+
+
+def test_the_place_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    find = runtime.find_place
+    monkeypatch.setattr(runtime, "find_place", lambda **options: calls.append(options) or find(**options))
+    args = TrainingArguments("out", use_cpu=True, ddp_timeout=60)
+    assert calls == []
+    assert {args.world_size for _ in range(3)} == {1}
+    assert args.device.type == "cpu"
+    assert calls == [{"use_cpu": True, "backend": None, "timeout_s": 60, "local_rank": -1}]
+
+
+def test_a_second_run_may_choose_the_other_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accelerate keeps one state per process: the second arguments must not inherit the first's device."""
+    from accelerate import PartialState
+
+    made = []
+
+    class State:
+        _shared_state: dict[str, object] = {}
+
+        def __init__(self, cpu: bool = False, **_: object) -> None:
+            if not State._shared_state:
+                kind = "cpu" if cpu else "cuda"
+                made.append(kind)
+                State._shared_state.update(
+                    device=torch.device(kind), num_processes=1, process_index=0, local_process_index=0
+                )
+            self.__dict__ = State._shared_state
+
+        @staticmethod
+        def _reset_state() -> None:
+            State._shared_state.clear()
+
+    assert hasattr(PartialState, "_reset_state")
+    monkeypatch.setattr("accelerate.PartialState", State)
+    monkeypatch.setattr(runtime, "_has_accelerator", lambda: True)
+    on_cpu, on_gpu = TrainingArguments("out", use_cpu=True), TrainingArguments("out")
+    assert on_cpu.device.type == "cpu"
+    assert on_gpu.device.type == "cuda"
+    assert made == ["cpu", "cuda"]
+    assert on_cpu.device.type == "cpu"  # reading it again does not take the device from the run that has it
+    assert on_gpu.n_gpu == 1
+    assert made == ["cpu", "cuda"]
+    assert on_cpu.distributed_state.device.type == "cpu"  # building a run on it does
+    assert made == ["cpu", "cuda", "cpu"]
+
+
+def test_a_state_made_by_someone_else_is_kept_where_it_fits() -> None:
+    script = """
+from accelerate import PartialState
+state = PartialState(cpu=False)
+before = dict(state.__dict__)
+from mainspring import TrainingArguments
+args = TrainingArguments("out", use_cpu=state.device.type == "cpu")
+assert args.device == state.device and state.__dict__ == before, (state.__dict__, before)
+"""
+    done = python(script)
+    assert done.returncode == 0, done.stderr
+
+
+# ---- number formats ----
+
+
+def test_fp16_is_refused_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    args = TrainingArguments("out", fp16=True, use_cpu=True)
+    with pytest.raises(OptionError, match="^fp16=True: needs a GPU"):
+        args.device  # noqa: B018 - the look-up is what is tested
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    with pytest.raises(OptionError, match="^fp16=True"):
+        TrainingArguments("out", use_cpu=True).world_size  # noqa: B018
+
+
+def test_tf32_is_refused_where_there_is_none() -> None:
+    with pytest.raises(OptionError, match="^tf32=True: cpu has no TF32"):
+        TrainingArguments("out", tf32=True, use_cpu=True).device  # noqa: B018
+
+
+def test_bf16_needs_a_gpu_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for supported in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda answer=supported: answer)
+        if supported:
+            runtime.check_precision(mixed_precision="bf16", tf32=None, device_type="cuda")
+        else:
+            with pytest.raises(OptionError, match="bf16"):
+                runtime.check_precision(mixed_precision="bf16", tf32=None, device_type="cuda")
+    runtime.check_precision(mixed_precision="bf16", tf32=False, device_type="cpu")
+
+
+@pytest.mark.parametrize("tf32", [None, False])
+def test_tf32_is_applied_with_the_device(tf32: bool | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    matmul, cudnn = SimpleNamespace(allow_tf32="as before"), SimpleNamespace(allow_tf32="as before")
+    monkeypatch.setattr(torch.backends.cuda, "matmul", matmul)
+    monkeypatch.setattr(torch.backends, "cudnn", cudnn)
+    args = TrainingArguments("out", tf32=tf32, use_cpu=True)
+    assert matmul.allow_tf32 == "as before"
+    assert args.device.type == "cpu"
+    assert matmul.allow_tf32 == cudnn.allow_tf32 == ("as before" if tf32 is None else tf32)
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "precision"),
+    [
+        ({}, None, "no"),
+        ({"bf16": True}, None, "bf16"),
+        ({"fp16": True}, None, "fp16"),
+        ({}, "bf16", "bf16"),
+        ({}, "BF16", "bf16"),
+        ({"fp16": True}, "bf16", "fp16"),
+    ],
+)
+def test_the_launcher_may_choose_the_precision(
+    options: dict[str, bool], environment: str | None, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    if environment is not None:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", environment)
+    assert TrainingArguments("out", **options).mixed_precision == precision
+
+
+# ---- worlds ----
+
+ASK = "from mainspring import TrainingArguments; print(TrainingArguments('out', use_cpu=True, ddp_timeout=5).world_size)"
+
+
+def test_a_world_that_nobody_started_is_refused_at_once() -> None:
+    done = python(ASK, WORLD_SIZE="2")
+    assert done.returncode != 0
+    assert "RuntimeError: WORLD_SIZE=2 is set, but RANK, MASTER_ADDR" in done.stderr
+    assert "torchrun" in done.stderr
+
+
+def test_a_world_of_another_size_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "0")
+    TrainingArguments("out", use_cpu=True).distributed_state if False else None
+    from accelerate import PartialState
+
+    monkeypatch.setattr(PartialState, "_shared_state", {"device": torch.device("cpu"), "num_processes": 1})
+    with pytest.raises(RuntimeError, match="WORLD_SIZE=2, but this process sees a world of 1"):
+        TrainingArguments("out", use_cpu=True).world_size  # noqa: B018
+
+
+def test_a_world_of_one_under_a_launcher_needs_nothing() -> None:
+    assert python(ASK, WORLD_SIZE="1", RANK="0", LOCAL_RANK="0").stdout == "1\n"
+
+
+def test_a_local_rank_without_a_launcher_starts_no_group() -> None:
+    script = ASK.replace("use_cpu=True", "use_cpu=True, local_rank=0") + "; import os; assert 'LOCAL_RANK' not in os.environ"
+    done = python(script)
+    assert done.stdout == "1\n", done.stderr
+
+
+@pytest.mark.distributed
+def test_two_processes_know_their_ranks() -> None:
+    script = """
+import os, sys, subprocess
+if "RANK" not in os.environ:
+    import socket
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    both = [subprocess.Popen([sys.executable, "-c", SCRIPT], env={**os.environ, **world, "RANK": r, "LOCAL_RANK": r},
+            stdout=subprocess.PIPE, text=True) for r in "01"]
+    print(sorted(p.communicate()[0] for p in both))
+else:
+    from mainspring import TrainingArguments
+    args = TrainingArguments("out", use_cpu=True, ddp_backend="gloo", ddp_timeout=60)
+    print(args.process_index, args.local_process_index, args.world_size, args.should_log, args.should_save, args.parallel_mode)
+    import torch
+    torch.distributed.destroy_process_group()
+"""
+    done = python(f"SCRIPT = {script!r}\nSCRIPT = 'SCRIPT = None\\n' + SCRIPT\n{script}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(["0 0 2 True True distributed\n", "1 1 2 False False distributed\n"])
+
+
+# ---- logging ----
+
+
+def test_the_log_level_depends_on_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = runtime.Place(torch.device("cpu"), world_size=4, rank=2, local_rank=0)
+    monkeypatch.setattr(runtime, "find_place", lambda **_: place)
+    args = TrainingArguments("out", log_level="info", log_level_replica="error", use_cpu=True)
+    assert args.get_process_log_level() == 20  # the first of its machine
+    alone = TrainingArguments("out", log_level="info", log_level_replica="error", log_on_each_node=False, use_cpu=True)
+    assert alone.get_process_log_level() == 40
+    from mainspring.utils.logging import get_verbosity
+
+    assert TrainingArguments("out", use_cpu=True).get_process_log_level() == get_verbosity()

@@ -1,0 +1,144 @@
+"""Each rule: options that break it, and the nearest ones that do not. All problems come in one error."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+
+from mainspring import TrainingArguments
+from mainspring.arguments import rules
+from mainspring.errors import OptionError
+
+STEPS = {"eval_strategy": "steps", "eval_steps": 100}
+
+RULE_CASES = {
+    "logging_by_steps_needs_steps": ({"logging_steps": 0}, {"logging_steps": 0, "logging_strategy": "no"}),
+    "evaluation_by_steps_needs_steps": (
+        {"eval_strategy": "steps", "logging_strategy": "no", "logging_steps": 0},
+        {"eval_strategy": "steps", "logging_strategy": "no", "logging_steps": 0, "eval_steps": 5},
+    ),
+    "best_model_needs_evaluations": (
+        {"load_best_model_at_end": True, "save_strategy": "no"},
+        {"load_best_model_at_end": True, "save_strategy": "epoch", "eval_strategy": "epoch"},
+    ),
+    "best_model_needs_matching_strategies": (
+        {"load_best_model_at_end": True, "save_strategy": "epoch", **STEPS},
+        {"load_best_model_at_end": True, "save_strategy": "best", **STEPS},
+    ),
+    "best_model_needs_saves_on_evaluations": (
+        {"load_best_model_at_end": True, "save_steps": 250, **STEPS},
+        {"load_best_model_at_end": True, "save_steps": 300, **STEPS},
+    ),
+    "best_checkpoint_is_only_saved_on_evaluations": (
+        {"save_strategy": "best"},
+        {"save_strategy": "best", "eval_strategy": "epoch"},
+    ),
+    "one_precision": ({"fp16": True, "bf16": True}, {"fp16": True}),
+    "one_evaluation_precision": (
+        {"fp16_full_eval": True, "bf16_full_eval": True},
+        {"bf16": True, "fp16_full_eval": True},
+    ),
+    "metric_schedules_need_evaluations": (
+        {"lr_scheduler_type": "reduce_lr_on_plateau"},
+        {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "epoch"},
+    ),
+    "prefetching_needs_workers": (
+        {"dataloader_prefetch_factor": 2},
+        {"dataloader_prefetch_factor": 2, "dataloader_num_workers": 1},
+    ),
+    "persistence_needs_workers": (
+        {"dataloader_persistent_workers": True},
+        {"dataloader_persistent_workers": True, "dataloader_num_workers": 1},
+    ),
+    "one_length": ({"num_train_epochs": -1}, {"num_train_epochs": -1, "max_steps": 3}),
+    "known_metric_inputs": ({"include_for_metrics": ["loss", "labels"]}, {"include_for_metrics": ["loss", "inputs"]}),
+    "known_token_counts": (
+        {"include_num_input_tokens_seen": "some"},
+        {"include_num_input_tokens_seen": "all"},
+    ),
+}
+
+NOTICE_CASES = {
+    "warmup_outlasts_the_run": ({"max_steps": 5, "warmup_steps": 10}, {"max_steps": 5, "warmup_steps": 5}),
+    "saves_never_come": ({"save_steps": 0}, {"save_steps": 0, "save_strategy": "no"}),
+}
+
+
+def test_every_rule_has_a_case() -> None:
+    assert set(RULE_CASES) == {rule.__name__ for rule in rules.RULES}
+    assert set(NOTICE_CASES) == {notice.__name__ for notice in rules.NOTICES}
+
+
+@pytest.mark.parametrize("name", RULE_CASES)
+def test_a_broken_rule_is_an_error_that_names_option_value_and_way_out(name: str) -> None:
+    broken, kept = RULE_CASES[name]
+    with pytest.raises(OptionError) as error:
+        TrainingArguments("out", **broken)
+    unchecked = object.__new__(TrainingArguments)
+    vars(unchecked).update(vars(TrainingArguments("out")), **broken)
+    problem = getattr(rules, name)(unchecked)
+    assert problem in error.value.problems
+    assert problem.option in {*broken, "eval_steps"}
+    assert problem.why
+    assert problem.fix
+    TrainingArguments("out", **kept)
+
+
+@pytest.mark.parametrize("name", NOTICE_CASES)
+def test_a_notice_is_a_warning_at_the_users_line(name: str) -> None:
+    noticed, quiet = NOTICE_CASES[name]
+    with pytest.warns(UserWarning, match=next(reversed(noticed))) as caught:
+        TrainingArguments("out", **noticed)
+    assert [warning.filename for warning in caught] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        TrainingArguments("out", **quiet)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("learning_rate", -1e-3),
+        ("learning_rate", float("nan")),
+        ("per_device_train_batch_size", 0),
+        ("per_device_eval_batch_size", -1),
+        ("gradient_accumulation_steps", 0),
+        ("warmup_steps", -1),
+        ("weight_decay", -0.1),
+        ("adam_beta1", 1.0),
+        ("adam_beta2", -0.1),
+        ("adam_epsilon", -1e-8),
+        ("label_smoothing_factor", 1.5),
+        ("logging_steps", 1.5),
+        ("eval_steps", -1),
+        ("save_steps", 2.5),
+        ("eval_delay", -1),
+        ("eval_accumulation_steps", 0),
+        ("torch_empty_cache_steps", 0),
+        ("dataloader_num_workers", -1),
+        ("dataloader_prefetch_factor", 0),
+        ("seed", -1),
+        ("data_seed", 2**32),
+        ("ddp_timeout", 0),
+        ("ddp_bucket_cap_mb", 0),
+    ],
+)
+def test_a_value_out_of_range_is_refused(option: str, value: float) -> None:
+    with pytest.raises(OptionError, match=f"^{option}="):
+        TrainingArguments("out", **{option: value})
+
+
+def test_all_problems_come_together() -> None:
+    with pytest.raises(OptionError) as error:
+        TrainingArguments("out", learning_rate=-1, seed="x", optim="adamw_torhc", bf16="maybe", save_steps=2.5)
+    named = {problem.option for problem in error.value.problems}
+    assert named == {"learning_rate", "seed", "optim", "bf16", "save_steps"}
+    assert len(str(error.value).splitlines()) == 5
+    assert "did you mean 'adamw_torch'?" in str(error.value)
+
+
+def test_all_broken_rules_come_together() -> None:
+    with pytest.raises(OptionError) as error:
+        TrainingArguments("out", fp16=True, bf16=True, dataloader_prefetch_factor=2, logging_steps=0)
+    assert {p.option for p in error.value.problems} == {"fp16", "dataloader_prefetch_factor", "logging_steps"}

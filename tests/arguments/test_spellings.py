@@ -1,0 +1,144 @@
+"""Spellings of the older generation: accepted, said once with the new name, and read back."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+
+import pytest
+
+from mainspring import TrainingArguments
+from mainspring.arguments import spellings
+from mainspring.errors import NotAvailableError, OptionError
+
+
+@pytest.mark.parametrize(
+    ("older", "value", "newer", "read"),
+    [
+        ("evaluation_strategy", "epoch", "eval_strategy", "epoch"),
+        ("no_cuda", True, "use_cpu", True),
+        ("per_gpu_train_batch_size", 3, "per_device_train_batch_size", 3),
+        ("per_gpu_eval_batch_size", 3, "per_device_eval_batch_size", 3),
+        ("torchdynamo", "eager", "torch_compile_backend", "eager"),
+        ("warmup_ratio", 0.1, "warmup_steps", 0.1),
+        ("warmup_ratio", 0, "warmup_steps", 0),
+        ("adafactor", True, "optim", "adafactor"),
+        ("include_inputs_for_metrics", True, "include_for_metrics", ["inputs"]),
+        ("include_tokens_per_second", True, "include_num_input_tokens_seen", "all"),
+        ("group_by_length", False, "train_sampling_strategy", "random"),
+        ("split_batches", False, "accelerator_config", None),
+        ("fsdp_min_num_params", 0, "fsdp_config", None),
+    ],
+)
+def test_an_older_spelling_is_read_as_what_it_meant(older: str, value: object, newer: str, read: object) -> None:
+    with pytest.warns(FutureWarning, match=newer) as caught:
+        args = TrainingArguments("out", **{older: value})
+    assert [warning.filename for warning in caught] == [__file__]
+    assert getattr(args, newer) == read
+
+
+@pytest.mark.parametrize("older", sorted(spellings.RENAMED))
+def test_a_renamed_option_is_read_back_under_its_older_name(older: str) -> None:
+    args = TrainingArguments("out")
+    with pytest.warns(FutureWarning, match=spellings.RENAMED[older]) as caught:
+        assert getattr(args, older) == getattr(args, spellings.RENAMED[older])
+    assert caught[0].filename == __file__
+
+
+def test_options_that_became_part_of_others_are_read_back() -> None:
+    args = TrainingArguments("out", warmup_steps=0.2, optim="adafactor", include_for_metrics=["inputs"])
+    assert (args.warmup_ratio, args.adafactor, args.include_inputs_for_metrics) == (0.2, True, True)
+    assert (args.group_by_length, args.include_tokens_per_second) == (False, False)
+    assert TrainingArguments("out", warmup_steps=10).warmup_ratio == 0.0
+
+
+@pytest.mark.parametrize("older", sorted(spellings.WITHOUT_EFFECT))
+def test_an_option_without_an_effect_is_accepted_and_read_back(older: str) -> None:
+    @dataclasses.dataclass
+    class Mine(TrainingArguments):
+        extra: int = 0
+
+    for cls in (TrainingArguments, Mine):
+        with pytest.warns(FutureWarning, match=f"{older} has no effect"):
+            args = cls("out", **{older: "value"})
+        assert getattr(args, older) == "value"
+
+
+def test_what_scripts_ask_for_has_a_default() -> None:
+    args = TrainingArguments("out")
+    assert args.overwrite_output_dir is False
+    assert args.save_safetensors is True
+    assert not hasattr(args, "logging_dir")
+
+
+@pytest.mark.parametrize(
+    ("older", "value", "inert"),
+    [
+        ("sharded_ddp", "simple", ""),
+        ("jit_mode_eval", True, False),
+        ("use_ipex", True, False),
+        ("mp_parameters", "x", ""),
+        ("tpu_num_cores", 8, None),
+        ("past_index", 0, -1),
+        ("push_to_hub_organization", "us", None),
+    ],
+)
+def test_what_cannot_be_served_is_refused_unless_it_did_nothing(older: str, value: object, inert: object) -> None:
+    with pytest.raises(OptionError, match=f"^{older}="):
+        TrainingArguments("out", **{older: value})
+    TrainingArguments("out", **{older: inert})
+
+
+@pytest.mark.parametrize("options", [{"group_by_length": True}, {"dispatch_batches": True}, {"fsdp_min_num_params": 5}])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_an_older_spelling_of_what_is_not_available_is_refused(options: dict[str, object]) -> None:
+    with pytest.raises(NotAvailableError):
+        TrainingArguments("out", **options)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_settings_are_added_to_those_given() -> None:
+    options, problems = spellings.translate({"fsdp_config": {"version": 1}, "fsdp_min_num_params": 5})
+    assert options == {"fsdp_config": {"version": 1, "min_num_params": 5}}
+    assert problems == []
+    _, problems = spellings.translate({"accelerator_config": "file.json", "split_batches": True})
+    assert [problem.option for problem in problems] == ["split_batches"]
+
+
+def test_two_spellings_that_contradict_are_refused() -> None:
+    with pytest.raises(OptionError, match="evaluation_strategy='steps'.*give only eval_strategy"):
+        TrainingArguments("out", eval_strategy="epoch", evaluation_strategy="steps")
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_two_spellings_that_agree_are_one() -> None:
+    args = TrainingArguments("out", eval_strategy="epoch", evaluation_strategy="epoch")
+    assert args.eval_strategy == "epoch"
+    assert TrainingArguments("out", warmup_ratio=0.1, warmup_steps=20).warmup_steps == 20
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_warmup_ratio_covers_the_whole_run_at_most() -> None:
+    args = TrainingArguments("out", warmup_ratio=1.0)
+    assert [args.get_warmup_steps(total) for total in (1, 10, 12345)] == [1, 10, 12345]
+    for ratio in (1.1, -0.1):
+        with pytest.raises(OptionError, match="warmup_ratio"):
+            TrainingArguments("out", warmup_ratio=ratio)
+
+
+def test_a_subclass_may_call_its_own_option_as_an_older_one_was() -> None:
+    @dataclasses.dataclass
+    class Mine(TrainingArguments):
+        warmup_ratio: float = 0.5
+        logging_dir: str = "logs"
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        args = Mine("out", warmup_ratio=0.7, logging_dir="here")
+    assert (args.warmup_ratio, args.logging_dir, args.warmup_steps) == (0.7, "here", 0)
+
+
+def test_every_older_name_is_of_one_kind() -> None:
+    tables = [spellings.RENAMED, spellings.TRANSLATED, spellings.WITHOUT_EFFECT, spellings.REFUSED]
+    assert sum(map(len, tables)) == len(spellings.OLDER_NAMES)
+    assert {f.name for f in dataclasses.fields(TrainingArguments)}.isdisjoint(spellings.OLDER_NAMES)
