@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import (
@@ -51,7 +51,9 @@ Example = dict[str, Any]
 class Options:
     """What can be chosen on the command line."""
 
-    data: str = field(default="auto", metadata={"help": "sentiment, digits, or auto: sentiment where it is prepared."})
+    data: Literal["auto", "sentiment", "digits"] = field(
+        default="auto", metadata={"help": "What to learn; auto: sentiment if prepare_data.py has fetched it."}
+    )
     output_dir: str = field(default="", metadata={"help": "Folder of the checkpoints and the best model; runs/<data>."})
     max_steps: int = field(default=0, metadata={"help": "Number of updates; 0: what suits the data."})
     batch_size: int = field(default=32, metadata={"help": "Examples in an update."})
@@ -168,6 +170,9 @@ def main() -> None:
     (options,) = HfArgumentParser(Options).parse_args_into_dataclasses()
     if options.data == "auto":
         options.data = "sentiment" if DATA.is_dir() else "digits"
+    if options.data == "sentiment" and not DATA.is_dir():
+        sys.exit(f"{DATA} is missing: run prepare_data.py first, or use --data digits.")
+    print(f"Learning from the data set: {options.data}")
     output_dir = options.output_dir or f"runs/{options.data}"
 
     set_seed(42)  # the new layers' first weights

@@ -6,7 +6,6 @@ round what a user overrides.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -119,6 +118,15 @@ def _stop_without_data(trainer: Trainer) -> None:
     trainer.control.should_training_stop = True
 
 
+def _save_and_stop(trainer: Trainer, run: Run) -> None:
+    """What a held-back Ctrl-C asks for: a checkpoint of this very update, then `KeyboardInterrupt`."""
+    folder = trainer._save_now(run.model, run.trial)
+    raise KeyboardInterrupt(
+        f"interrupted at step {trainer.state.global_step} of {run.plan.max_steps}; "
+        f"{folder} continues it: train(resume_from_checkpoint=True)"
+    )
+
+
 class UpdateRunner:
     """`run_update` of one epoch, with what does not change between updates looked up once."""
 
@@ -147,7 +155,7 @@ class UpdateRunner:
         trainer._fire("on_step_end")
         self.log_save_evaluate()
         if self.run.interruption.requested:
-            self.run.interruption.honour(trainer, self.run)
+            _save_and_stop(trainer, self.run)
 
     def _accumulate(self, micro_batches: list[Any], num_items: Tensor | int | None, last: int | None) -> bool:
         """Forward and backward of every micro-batch; False where no step follows.
@@ -213,6 +221,3 @@ _LOG_SAVE_EVALUATE = (
     "start_time",
     "learning_rate",
 )
-
-BatchIterator = Iterator[Any]
-TrainingStep = Callable[..., "Tensor"]

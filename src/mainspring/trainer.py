@@ -59,7 +59,7 @@ from mainspring.schedulers import get_scheduler
 from mainspring.seams import adapt, takes
 from mainspring.seeding import capture_rng, enable_full_determinism, restore_rng, seed_worker, set_seed
 from mainspring.state import Progress, TrainerControl, TrainerState, TrainPlan, plan_training, restore_callbacks
-from mainspring.utils.logging import get_logger, set_verbosity
+from mainspring.utils.logging import get_logger, is_progress_bar_enabled, set_verbosity
 
 if TYPE_CHECKING:
     from mainspring.engines.accelerator import MainspringAccelerator
@@ -270,7 +270,8 @@ class Trainer(OlderNames):
         self._loss_seam: tuple[Any, bool] = (None, True)  # the `compute_loss` in use, and whether it takes item counts
 
     def _init_callbacks(self, callbacks: list[Any] | None) -> None:
-        progress = PrinterCallback if self.args.disable_tqdm else ProgressCallback
+        bars = is_progress_bar_enabled() and not self.args.disable_tqdm
+        progress = ProgressCallback if bars else PrinterCallback
         self.callback_handler = CallbackHandler(
             [DefaultFlowCallback, *(callbacks or [])],
             self.model,
@@ -378,7 +379,7 @@ class Trainer(OlderNames):
         return {**arguments, **kwargs}
 
     def _wrap_options(self) -> Any:
-        from mainspring.engines.ddp import WrapOptions
+        from mainspring.engines.base import WrapOptions
 
         args = self.args
         find_unused = args.ddp_find_unused_parameters

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from accelerate.utils import find_executable_batch_size
-
 from mainspring.arguments.enums import (
     FSDPOption,
     HPSearchBackend,
@@ -12,6 +10,7 @@ from mainspring.arguments.enums import (
     SaveStrategy,
     SchedulerType,
 )
+from mainspring.batch_size import find_executable_batch_size
 from mainspring.checkpoint import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, rotate_checkpoints, sort_checkpoints
 from mainspring.data.collators import RemoveColumnsCollator
 from mainspring.metrics import (

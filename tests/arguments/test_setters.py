@@ -40,7 +40,10 @@ def test_a_setter_sets_what_the_references_sets(name: str, keywords: dict[str, A
         before = {field.name: getattr(args, field.name) for field in dataclasses.fields(args)}
         assert getattr(args, name)(**keywords) is args
         changes.append({n: getattr(args, n) for n, value in before.items() if getattr(args, n) != value})
-    assert changes[0] == changes[1]
+    ours, theirs = changes
+    if theirs.get("eval_delay", 0) is None:  # there, an evaluation would then raise
+        del theirs["eval_delay"]
+    assert ours == theirs
 
 
 def test_setters_chain() -> None:

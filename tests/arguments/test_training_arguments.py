@@ -341,7 +341,9 @@ def test_an_option_is_replaced() -> None:
 
 @pytest.mark.parametrize("cls", [TrainingArguments, Seq2SeqTrainingArguments])
 def test_saved_options_build_the_same_arguments(cls: type) -> None:
-    args = cls("out", eval_strategy="steps", eval_steps=0.2, optim="sgd", label_names=["a"], lr_scheduler_kwargs={"b": 1})
+    args = cls(
+        "out", eval_strategy="steps", eval_steps=0.2, optim="sgd", label_names=["a"], lr_scheduler_kwargs={"b": 1}
+    )
     assert cls(**args.to_dict()) == args
     assert cls(**json.loads(args.to_json_string())) == args
 
@@ -375,7 +377,9 @@ def test_plain_values_are_saved() -> None:
 
 
 def test_loggers_get_plain_values() -> None:
-    options = TrainingArguments("out", per_device_train_batch_size=5, label_names=["a"], use_cpu=True).to_sanitized_dict()
+    options = TrainingArguments(
+        "out", per_device_train_batch_size=5, label_names=["a"], use_cpu=True
+    ).to_sanitized_dict()
     assert {type(value) for value in options.values()} <= {bool, int, float, str}
     assert (options["train_batch_size"], options["eval_batch_size"]) == (5, 8)
     assert options["label_names"] == "['a']"

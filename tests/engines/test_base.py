@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 
 from mainspring.engines import build_engine
 from mainspring.engines.accelerator import build_accelerator
-from mainspring.engines.base import SingleProcess, mark_last, real_rows, rounds
-from mainspring.engines.ddp import WrapOptions, _first_rows, _repeat_last_row
+from mainspring.engines.base import SingleProcess, WrapOptions, mark_last, real_rows
+from mainspring.engines.ddp import _first_rows, _repeat_last_row
 
 
 @pytest.fixture
@@ -159,9 +159,7 @@ def test_the_last_item_is_marked(items: list[int], expected: list[tuple[int, boo
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_real_rows_add_up_to_the_samples(samples: int, world_size: int) -> None:
     total = sum(
-        real_rows(samples, 3, rank, world_size, index)
-        for index in range(rounds(samples, 3, world_size))
-        for rank in range(world_size)
+        real_rows(samples, 3, rank, world_size, index) for index in range(samples) for rank in range(world_size)
     )
     assert total == samples
 

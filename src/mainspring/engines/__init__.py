@@ -11,8 +11,7 @@ from mainspring.registry import Registry
 
 if TYPE_CHECKING:
     from mainspring.engines.accelerator import MainspringAccelerator
-    from mainspring.engines.base import SingleProcess
-    from mainspring.engines.ddp import WrapOptions
+    from mainspring.engines.base import SingleProcess, WrapOptions
 
 ENGINES = Registry(
     "engine",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,9 +14,22 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from mainspring.engines.accelerator import MainspringAccelerator
-    from mainspring.engines.ddp import WrapOptions
 
 _NOTHING: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+
+
+@dataclass(frozen=True)
+class WrapOptions:
+    """The `ddp_*` options; None leaves torch's default."""
+
+    find_unused_parameters: bool | None = None
+    bucket_cap_mb: int | None = None
+    broadcast_buffers: bool | None = None
+    static_graph: bool | None = None
+
+    def given(self) -> dict[str, Any]:
+        """The options that were set, as keywords of `DistributedDataParallel`."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 class SingleProcess:
@@ -188,11 +201,6 @@ def real_rows(samples: int, batch_size: int, rank: int, world_size: int, round_i
     """
     start = (round_index * world_size + rank) * batch_size
     return min(max(samples - start, 0), batch_size)
-
-
-def rounds(samples: int, batch_size: int, world_size: int) -> int:
-    """How many rounds of batches all processes go through together."""
-    return math.ceil(samples / (batch_size * world_size))
 
 
 def mark_last(items: Iterable[Any]) -> Iterator[tuple[Any, bool]]:

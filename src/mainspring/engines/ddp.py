@@ -5,31 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import distributed as dist, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mainspring.engines.base import SingleProcess, global_rows, real_rows
+from mainspring.engines.base import SingleProcess, WrapOptions, global_rows, real_rows
 
 if TYPE_CHECKING:
     from mainspring.engines.accelerator import MainspringAccelerator
-
-
-@dataclass(frozen=True)
-class WrapOptions:
-    """The `ddp_*` options; None leaves torch's default."""
-
-    find_unused_parameters: bool | None = None
-    bucket_cap_mb: int | None = None
-    broadcast_buffers: bool | None = None
-    static_graph: bool | None = None
-
-    def given(self) -> dict[str, Any]:
-        """The options that were set, as keywords of `DistributedDataParallel`."""
-        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 class DDP(SingleProcess):
