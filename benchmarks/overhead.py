@@ -45,6 +45,12 @@ CONTENDERS: dict[str, str] = {
 }
 """Contender -> the package it needs."""
 
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**30)}
+"""Makes glibc keep freed memory for the next update. By default it gives memory back to the system and takes page faults
+when it needs it again, at a rate that depends on what happens to lie at the top of its heap: up to 3 ms per update of
+`gpt2`, other in each process, and many times what any of the loops costs."""
+
 LEARNING_RATE = 1e-3
 MAX_NORM = 1.0
 
@@ -294,9 +300,9 @@ def measure_here(contender: str, workload: Workload, profiler: cProfile.Profile 
     return clock.reading
 
 
-def measure_apart(contender: str, workload: Workload) -> Reading:
+def measure_apart(contender: str, workload: Workload, keep_memory: bool = True) -> Reading:
     """Run `contender` in a new process of one thread and read its clocks."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment = {**os.environ, **ONE_THREAD, **(KEEP_MEMORY if keep_memory else {})}
     command = [sys.executable, __file__, "--measure", contender, "--workload", json.dumps(asdict(workload))]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -328,18 +334,20 @@ class Row:
     ratio: float
 
 
-def alternate(contenders: list[str], workload: Workload, rounds: int) -> Iterator[tuple[str, Reading]]:
+def alternate(
+    contenders: list[str], workload: Workload, rounds: int, keep_memory: bool = True
+) -> Iterator[tuple[str, Reading]]:
     """Measure every contender once a round; every other round in reverse, so that no one always comes first."""
     for index in range(rounds):
         for contender in contenders if index % 2 == 0 else reversed(contenders):
             print(f"{workload.name} round {index + 1}/{rounds}: {contender}", file=sys.stderr, flush=True)
-            yield contender, measure_apart(contender, workload)
+            yield contender, measure_apart(contender, workload, keep_memory)
 
 
-def compare(contenders: list[str], workload: Workload, rounds: int) -> list[Row]:
+def compare(contenders: list[str], workload: Workload, rounds: int, keep_memory: bool = True) -> list[Row]:
     """Measure and summarise."""
     readings: dict[str, list[Reading]] = {contender: [] for contender in contenders}
-    for contender, reading in alternate(contenders, workload, rounds):
+    for contender, reading in alternate(contenders, workload, rounds, keep_memory):
         readings[contender].append(reading)
     return [_row(contender, readings[contender], readings[HAND_WRITTEN]) for contender in contenders]
 
@@ -403,6 +411,7 @@ def main() -> None:
     parser.add_argument(
         "--profile", action="store_true", help="profile one loop: Mainspring, or the first of --contenders"
     )
+    parser.add_argument("--default-allocator", action="store_true", help="let glibc trim and map as it does by default")
     parser.add_argument("--measure", choices=[*CONTENDERS], help=argparse.SUPPRESS)
     parser.add_argument("--workload", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -419,7 +428,8 @@ def main() -> None:
         default = [*CONTENDERS] if name == "mlp" else [HAND_WRITTEN, MAINSPRING]
         wanted = options.contenders or default
         contenders = available([HAND_WRITTEN, *(c for c in wanted if c != HAND_WRITTEN)])
-        print(table(compare(contenders, workloads[name], rounds), workloads[name], options.markdown), end="\n\n")
+        rows = compare(contenders, workloads[name], rounds, keep_memory=not options.default_allocator)
+        print(table(rows, workloads[name], options.markdown), end="\n\n")
 
 
 if __name__ == "__main__":

@@ -182,7 +182,7 @@ def main() -> None:
     trainer = Trainer(
         model=task.model,
         args=TrainingArguments(
-            output_dir,
+            output_dir=output_dir,
             max_steps=max_steps,
             per_device_train_batch_size=options.batch_size,
             per_device_eval_batch_size=32,

@@ -360,6 +360,8 @@ class Trainer(OlderNames):
         from mainspring.engines import build_engine
         from mainspring.engines.accelerator import build_accelerator
 
+        if isinstance(self.args, TrainingArguments):
+            _ = self.args.distributed_state  # Accelerate's state is one per process: make it this run's
         self.accelerator: MainspringAccelerator = build_accelerator(**self._build_accelerator_args())
         self._engine: SingleProcess = build_engine(self.accelerator, self._wrap_options())
         self.gather_function: Callable[..., Any] = self.accelerator.gather_for_metrics

@@ -47,7 +47,7 @@ def test_rows_compare_within_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
     times = {"hand-written": [1.0, 5.0, 2.0], "mainspring": [1.5, 5.5, 9.0]}
     order: list[str] = []
 
-    def measure(contender: str, workload: Any) -> Any:
+    def measure(contender: str, workload: Any, keep_memory: bool) -> Any:
         order.append(contender)
         value = times[contender][order.count(contender) - 1] * 1e-6
         return overhead.Reading(value, value)

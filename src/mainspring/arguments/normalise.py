@@ -99,6 +99,10 @@ def _plain_values(value: Any) -> Any:
 def _typed(name: str, value: Any, kinds: frozenset[Any]) -> tuple[Any, Problem | None]:
     if not kinds or _fits(value, kinds):
         return value, None
+    if callable(getattr(value, "item", None)) and getattr(value, "ndim", None) == 0:  # a number of numpy's or torch's
+        return _typed(name, value.item(), kinds)
+    if list in kinds and isinstance(value, (str, tuple)):
+        return [value] if isinstance(value, str) else list(value), None
     for kind in (bool, int, float):
         if kind in kinds:
             converted = _converted(value, kind)

@@ -69,11 +69,23 @@ AVAILABLE: MappingProxyType[str, frozenset[Any]] = MappingProxyType(
 """Options of which only some values work yet."""
 
 
+_ACCELERATOR_DEFAULTS = {
+    "split_batches": False,
+    "dispatch_batches": None,
+    "even_batches": True,
+    "use_seedable_sampler": True,
+    "non_blocking": False,
+    "gradient_accumulation_kwargs": None,
+    "use_configured_state": False,
+}
+"""What the reference writes for an accelerator_config that nobody gave."""
+
+
 def problem(name: str, value: Any, default: Any) -> Problem | None:
     """The complaint about a value that cannot be served yet, or None."""
     if name in OPTIONS:
         empty = value in (None, "", [], False) and default in (None, "", [], False)
-        if value == default or empty:
+        if value == default or empty or (name == "accelerator_config" and _asks_nothing(value)):
             return None
         return Problem(name, value, "this option is not available yet", "leave it out")
     if name in AVAILABLE and value not in AVAILABLE[name]:
@@ -83,3 +95,8 @@ def problem(name: str, value: Any, default: Any) -> Problem | None:
     if name == "report_to" and value:
         return Problem(name, value, "reporting services are not available yet", "set report_to='none'")
     return None
+
+
+def _asks_nothing(config: Any) -> bool:
+    """Whether Accelerate's settings are all at their defaults, as in options that the reference saved."""
+    return isinstance(config, dict) and config.items() <= _ACCELERATOR_DEFAULTS.items()

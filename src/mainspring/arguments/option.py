@@ -23,6 +23,8 @@ def option(
     none: Any = dataclasses.MISSING,
     secret: bool = False,
     shown: str | None = None,
+    flag: bool = False,
+    keyword: bool = False,
 ) -> Any:
     """Declare an option as a dataclass field.
 
@@ -36,9 +38,29 @@ def option(
         none: What None stands for, where it is no value of its own.
         secret: Whether to keep it out of printed forms.
         shown: What documentation says of the default, where it depends on the installation.
+        flag: Whether the bare option means True on the command line of a parser that goes by metadata.
+        keyword: Whether it is keyword-only whatever its class says.
     """
-    metadata = {"help": help, "check": check, "choices": choices, "json": json, "none": none, "shown": shown}
-    return dataclasses.field(default=default, default_factory=default_factory, repr=not secret, metadata=metadata)
+    declared = _Declaration(help=help, check=check, choices=choices, json=json, none=none, shown=shown)
+    if flag:
+        declared.update(nargs="?", const=True)
+    return dataclasses.field(
+        default=default,
+        default_factory=default_factory,
+        repr=not secret,
+        metadata=declared,
+        kw_only=True if keyword else dataclasses.MISSING,
+    )
+
+
+class _Declaration(dict[str, Any]):
+    """What an option's metadata holds. Other parsers of dataclasses hand `dict(metadata)` to argparse as it is.
+
+    They see what argparse knows; the rest is there for who asks for it by name.
+    """
+
+    def keys(self) -> Any:
+        return {name: self[name] for name in ("help", "nargs", "const") if name in self}.keys()
 
 
 def groups_of(cls: type[Any]) -> dict[str, list[dataclasses.Field[Any]]]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 from mainspring.arguments.option import option, positive
 
 
-@dataclass(kw_only=True)
+@dataclass
 class OutputArguments:
     """Output, duration, batch."""
 
-    output_dir: str | None = option(None, "Folder of checkpoints and results; default `trainer_output`.")
+    # Positional for who reads the class, and by what `construction` does. In the generated constructor it is a keyword:
+    # a subclass can then add options that have no default.
+    output_dir: str | None = option(None, "Folder of checkpoints and results; default `trainer_output`.", keyword=True)
+    _: KW_ONLY
     do_train: bool = option(False, "For scripts: whether to train.")
     do_eval: bool = option(False, "For scripts: whether to evaluate; set by an eval_strategy.")
     do_predict: bool = option(False, "For scripts: whether to predict.")

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,7 @@ class HfArgumentParser(argparse.ArgumentParser):
         one = (dataclass_types,) if isinstance(dataclass_types, type) else dataclass_types
         self.dataclass_types = list(one or ())
         self._defaults_of_fields: dict[str, Any] = {}
+        self._older_spellings: set[str] = set()
         for cls in self.dataclass_types:
             self._add_dataclass(cls)
 
@@ -124,14 +125,12 @@ class HfArgumentParser(argparse.ArgumentParser):
         for cls in self.dataclass_types:
             if not issubclass(cls, TrainingArguments):
                 continue
-            hints = _annotations(cls)
-            for name in sorted(OLDER_NAMES):
-                spellings = [text for text in _spellings(name) if text not in self._option_string_actions]
-                if spellings and name not in self._names():
-                    reading = reading_of(hints[RENAMED[name]] if name in RENAMED else OLDER_TYPES.get(name, bool))
-                    self.add_argument(
-                        *spellings, dest=name, default=argparse.SUPPRESS, help=argparse.SUPPRESS, **_shape(reading)
-                    )
+            hints, taken = _annotations(cls), {action.dest for action in self._actions}
+            for name in sorted(OLDER_NAMES - taken):
+                reading = reading_of(hints[RENAMED[name]] if name in RENAMED else OLDER_TYPES.get(name, bool))
+                keywords = {**_shape(reading), "dest": name, "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+                self.add_argument(*_spellings(name), **keywords)
+                self._older_spellings.add(name)
 
     # ---- from words to instances ----
 
@@ -192,7 +191,7 @@ class HfArgumentParser(argparse.ArgumentParser):
         compete with the default of the newer one.
         """
         values = {}
-        for name in _accepted(cls):
+        for name in self._accepted(cls, self._older_spellings):
             if not hasattr(namespace, name):
                 continue
             value = getattr(namespace, name)
@@ -200,6 +199,11 @@ class HfArgumentParser(argparse.ArgumentParser):
             if name not in self._defaults_of_fields or value is not self._defaults_of_fields[name]:
                 values[name] = value
         return cls(**values)
+
+    @staticmethod
+    def _accepted(cls: type[Any], older: Collection[str]) -> list[str]:
+        """The keywords that a dataclass takes: its fields and, for arguments of ours, older spellings."""
+        return [*(field.name for field in _fields(cls)), *(older if issubclass(cls, TrainingArguments) else ())]
 
     def _complaint(self, word: str) -> str:
         if not word.startswith("-"):
@@ -222,12 +226,13 @@ class HfArgumentParser(argparse.ArgumentParser):
         Raises:
             ValueError: A name that no dataclass has, or values that cannot be.
         """
-        accepted = {name for cls in self.dataclass_types for name in _accepted(cls)}
-        unknown = sorted(str(name) for name in args if name not in accepted)
+        names = self._names()
+        accepted = [self._accepted(cls, OLDER_NAMES - names) for cls in self.dataclass_types]
+        unknown = sorted(str(name) for name in args if not any(name in some for some in accepted))
         if unknown and not allow_extra_keys:
-            names = self._names()
             raise ValueError("\n".join(_no_such_option(name, names) for name in unknown))
-        return tuple(cls(**{n: args[n] for n in _accepted(cls) if n in args}) for cls in self.dataclass_types)
+        values = ({name: args[name] for name in some if name in args} for some in accepted)
+        return tuple(cls(**given) for cls, given in zip(self.dataclass_types, values, strict=True))
 
     def parse_json_file(self, json_file: str | os.PathLike[str], allow_extra_keys: bool = False) -> tuple[Any, ...]:
         """Fill the dataclasses from a JSON file, as `parse_dict` does.
@@ -276,12 +281,6 @@ def _annotations(cls: type[Any]) -> dict[str, Any]:
 
 def _fields(cls: type[Any]) -> list[dataclasses.Field[Any]]:
     return [field for field in dataclasses.fields(cls) if field.init]
-
-
-def _accepted(cls: type[Any]) -> list[str]:
-    """The keywords that a dataclass takes: its fields, and the older spellings of ours."""
-    names = [field.name for field in _fields(cls)]
-    return [*names, *(OLDER_NAMES.difference(names) if issubclass(cls, TrainingArguments) else ())]
 
 
 def _spellings(name: str) -> list[str]:

@@ -115,7 +115,7 @@ def _word(kind: Any) -> Word:
         return _truth
     if _base(kind) is dict:
         return _mapping
-    return kind if inspect.isclass(kind) else str
+    return kind if inspect.isclass(kind) and kind is not Any else str
 
 
 def _first_of(words: list[Word]) -> Word:

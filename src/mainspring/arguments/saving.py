@@ -27,7 +27,9 @@ class SavingArguments:
     restore_callback_states_from_checkpoint: bool | None = option(
         None, "Resuming restores the callbacks; default True, and False with compat='5'."
     )
-    resume_from_checkpoint: str | None = option(None, "Checkpoint that train() resumes from, unless told otherwise.")
+    resume_from_checkpoint: str | bool | None = option(
+        None, "Checkpoint that train() resumes from, unless told otherwise; True is the newest in output_dir."
+    )
 
 
 @dataclass(kw_only=True)

@@ -84,7 +84,13 @@ class Logger(logging.Logger):
             self.log(level, "%s", text, stacklevel=3)
 
 
-class _DefaultHandler(logging.StreamHandler[TextIO]):
+if TYPE_CHECKING:
+    _Handler = logging.StreamHandler[TextIO]  # a generic at run time from Python 3.11 on
+else:
+    _Handler = logging.StreamHandler
+
+
+class _DefaultHandler(_Handler):
     """Prints on the stderr of the moment, and only when the program has not set up logging itself."""
 
     def __init__(self) -> None:
