@@ -133,15 +133,61 @@ def test_bf16_needs_a_gpu_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     runtime.check_precision(mixed_precision="bf16", tf32=False, device_type="cpu")
 
 
-@pytest.mark.parametrize("tf32", [None, False])
-def test_tf32_is_applied_with_the_device(tf32: bool | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    matmul, cudnn = SimpleNamespace(allow_tf32="as before"), SimpleNamespace(allow_tf32="as before")
-    monkeypatch.setattr(torch.backends.cuda, "matmul", matmul)
-    monkeypatch.setattr(torch.backends, "cudnn", cudnn)
-    args = TrainingArguments("out", tf32=tf32, use_cpu=True)
-    assert matmul.allow_tf32 == "as before"
-    assert args.device.type == "cpu"
-    assert matmul.allow_tf32 == cudnn.allow_tf32 == ("as before" if tf32 is None else tf32)
+@pytest.mark.parametrize(
+    ("options", "precision"),
+    [
+        ({}, "as before"),
+        ({"tf32": True}, "tf32"),
+        ({"tf32": False}, "ieee"),
+        ({"torch_compile": True}, "tf32"),
+        ({"torch_compile": True, "bf16": True}, "tf32"),
+        ({"torch_compile": True, "fp16": True}, "as before"),
+        ({"torch_compile": True, "tf32": False}, "ieee"),
+    ],
+)
+def test_tf32_is_applied_with_the_device(
+    options: dict[str, bool], precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = runtime.Place(torch.device("cuda", 0), 1, 0, 0)
+    monkeypatch.setattr(runtime, "find_place", lambda **_: place)
+    monkeypatch.setattr(runtime, "has_tf32", lambda device_type: device_type == "cuda")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    backends = SimpleNamespace(fp32_precision="as before")
+    monkeypatch.setattr(torch, "backends", backends)
+    args = TrainingArguments("out", **options)
+    assert backends.fp32_precision == "as before"
+    assert args.device.type == "cuda"
+    assert backends.fp32_precision == precision
+
+
+def test_the_setting_of_tf32_can_still_be_read() -> None:
+    """Compiling reads it; the older flags and the newer ones do not go together."""
+    script = (
+        "import torch; from mainspring.arguments import runtime; runtime.has_tf32 = lambda _: True\n"
+        "runtime.apply_tf32(True, 'cuda'); print(torch.get_float32_matmul_precision())"
+    )
+    done = python(script)
+    assert done.stdout == "high\n", done.stderr
+
+
+def test_tf32_does_not_touch_the_cpu() -> None:
+    before = torch.get_float32_matmul_precision()
+    assert TrainingArguments("out", use_cpu=True, tf32=False).device.type == "cpu"
+    assert torch.get_float32_matmul_precision() == before
+
+
+def test_idle_gpus_are_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = SimpleNamespace(device=torch.device("cuda"), num_processes=1, process_index=0, local_process_index=0)
+    monkeypatch.setattr(runtime, "processes", lambda **_: state)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    runtime._say_that_gpus_are_idle.cache_clear()
+    with pytest.warns(UserWarning, match="4 GPUs are visible and one is used: start with torchrun") as said:
+        places = [TrainingArguments("out").device for _ in range(2)]
+    assert len(said) == 1
+    assert places == [torch.device("cuda", 2)] * 2
+    runtime._say_that_gpus_are_idle.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -185,8 +231,22 @@ def test_a_world_of_another_size_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     from accelerate import PartialState
 
     monkeypatch.setattr(PartialState, "_shared_state", {"device": torch.device("cpu"), "num_processes": 1})
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)  # so that no other group can be formed
     with pytest.raises(RuntimeError, match="WORLD_SIZE=2, but this process sees a world of 1"):
         TrainingArguments("out", use_cpu=True).world_size  # noqa: B018
+
+
+def test_the_launcher_may_choose_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    from accelerate import PartialState
+
+    made = []
+    monkeypatch.setattr(runtime, "_has_accelerator", lambda: True)
+    monkeypatch.setattr(PartialState, "_shared_state", {})
+    monkeypatch.setattr(PartialState, "__init__", lambda self, cpu=False, **_: made.append(cpu))
+    for value in ("true", "0"):
+        monkeypatch.setenv("ACCELERATE_USE_CPU", value)
+        runtime.processes(use_cpu=False, backend=None, timeout_s=5, local_rank=-1)
+    assert made == [True, False]
 
 
 def test_a_world_of_one_needs_no_launcher() -> None:

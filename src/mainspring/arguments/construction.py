@@ -7,13 +7,16 @@ knows of none of this, and in subclasses whose own `__post_init__` does not call
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
+import warnings
 from abc import ABCMeta
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from mainspring.arguments.docstring import OptionsDocstring
+from mainspring.arguments.docstring import OptionsDocstring, default_of
+from mainspring.arguments.masking import shown
 from mainspring.arguments.spellings import WITHOUT_EFFECT, translate
 from mainspring.errors import OptionError, Problem, did_you_mean
 
@@ -80,13 +83,29 @@ def read_keywords(cls: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
     given = dict(zip(("output_dir",), args, strict=False))
     options, problems = translate({**given, **kwargs}, names)
     unknown = [name for name in options if name not in names]
-    if unknown:
-        raise UnknownOptionError(
-            Problem(name, options[name], "is no option", f"leave it out{did_you_mean(name, names)}") for name in unknown
-        )
-    if problems:
-        raise OptionError(problems)
+    if unknown or problems:
+        strange = [
+            Problem(name, shown(name, options[name]), "is no option", f"leave it out{did_you_mean(name, names)}")
+            for name in unknown
+        ]
+        known = {name: value for name, value in options.items() if name in names}
+        error = UnknownOptionError if unknown else OptionError
+        raise error([*strange, *problems, *_problems_of(cls, known)])
     return options
+
+
+def _problems_of(cls: type, options: Mapping[str, Any]) -> tuple[Problem, ...]:
+    """What is wrong with these options, found without the class's own code."""
+    trial: Any = object.__new__(cls)
+    for field in dataclasses.fields(cls):
+        vars(trial)[field.name] = options.get(field.name, default_of(field))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trial._complete()
+    except OptionError as error:
+        return error.problems
+    return ()
 
 
 def _kept(cls: type, kwargs: Mapping[str, Any]) -> dict[str, Any]:

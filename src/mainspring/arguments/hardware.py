@@ -29,6 +29,8 @@ class HardwareArguments:
         None, "Backend between processes.", choices=("nccl", "gloo", "mpi", "ccl", "hccl", "cncl", "mccl")
     )
     ddp_timeout: int = option(1800, "Seconds after which a collective counts as failed.", check=positive)
-    fsdp: bool | str | list[str] | None = option(None, "Shard the model over processes.")
+    fsdp: None | str | list[str] = option(  # noqa: RUF036 - parsers that read one type take the first after None
+        None, "Shard the model over processes.", also=(bool,), words="*"
+    )
     fsdp_config: dict[str, Any] | str | None = option(None, "Settings of FSDP.", json=True)
     deepspeed: dict[str, Any] | str | None = option(None, "DeepSpeed's configuration.", json=True)

@@ -26,11 +26,15 @@ class LoggingArguments:
     log_level: str = option("passive", "Log level of the main process.", choices=LOG_LEVELS)
     log_level_replica: str = option("warning", "Log level of the other processes.", choices=LOG_LEVELS)
     disable_tqdm: bool | None = option(None, "No progress bars; default: when the log level is above warning.")
-    report_to: str | list[str] | None = option("none", "Services that get the logs.")
+    report_to: None | str | list[str] = option(  # noqa: RUF036 - parsers that read one type take the first after None
+        "none", "Services that get the logs."
+    )
     run_name: str | None = option(None, "Name of the run.")
     project: str = option("huggingface", "Project of Trackio.")
     trackio_space_id: str | None = option(None, "Space of Trackio.")
     trackio_bucket_id: str | None = option(None, "Bucket of Trackio.")
-    trackio_static_space_id: str | Literal[False] | None = option(None, "Static space of Trackio.")
+    trackio_static_space_id: str | None | Literal[False] = option(  # noqa: RUF036 - as above, the first before None
+        None, "Static space of Trackio."
+    )
     skip_memory_metrics: bool = option(True, "No memory report.")
-    debug: str | list[str] = option("", "Debugging aids, separated by spaces: underflow_overflow.")
+    debug: str | list[str] = option("", "Debugging aids, separated by spaces: underflow_overflow.", none="")

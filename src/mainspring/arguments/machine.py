@@ -32,7 +32,9 @@ class MachineProperties(SavingArguments, LoggingArguments, HardwareArguments, Pr
                 use_cpu=self.use_cpu, backend=self.ddp_backend, timeout_s=self.ddp_timeout, local_rank=self.local_rank
             )
             runtime.check_precision(mixed_precision=self.mixed_precision, tf32=self.tf32, device_type=place.device.type)
-            runtime.apply_tf32(self.tf32)
+            # Compiled float32 gains by TF32; with float16 it would only cost exactness.
+            by_itself = True if self.torch_compile and (self.bf16 or not self.fp16) else None
+            runtime.apply_tf32(by_itself if self.tf32 is None else self.tf32, place.device.type)
             self.__dict__["_found_place"] = place
         return place
 

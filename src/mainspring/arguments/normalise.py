@@ -12,6 +12,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from mainspring.arguments.masking import shown
 from mainspring.errors import Problem, did_you_mean
 
 _TRUE, _FALSE = ("true", "t", "yes", "y", "on", "1"), ("false", "f", "no", "n", "off", "0")
@@ -101,8 +102,8 @@ def _typed(name: str, value: Any, kinds: frozenset[Any]) -> tuple[Any, Problem |
         return value, None
     if callable(getattr(value, "item", None)) and getattr(value, "ndim", None) == 0:  # a number of numpy's or torch's
         return _typed(name, value.item(), kinds)
-    if list in kinds and isinstance(value, (str, tuple)):
-        return [value] if isinstance(value, str) else list(value), None
+    if list in kinds and isinstance(value, tuple):
+        return list(value), None
     for kind in (bool, int, float):
         if kind in kinds:
             converted = _converted(value, kind)
@@ -110,6 +111,7 @@ def _typed(name: str, value: Any, kinds: frozenset[Any]) -> tuple[Any, Problem |
                 return converted, None
     if str in kinds and isinstance(value, os.PathLike):
         return os.fspath(value), None
+    value = shown(name, value)
     names = " or ".join(sorted("None" if kind is type(None) else kind.__name__ for kind in kinds))
     return value, Problem(name, value, f"is a {type(value).__name__}, not {names}", f"give {names}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Any
 
+from mainspring.arguments.masking import shown
 from mainspring.errors import Problem
 
 OPTIONS: frozenset[str] = frozenset(
@@ -87,7 +88,7 @@ def problem(name: str, value: Any, default: Any) -> Problem | None:
         empty = value in (None, "", [], False) and default in (None, "", [], False)
         if value == default or empty or (name == "accelerator_config" and _asks_nothing(value)):
             return None
-        return Problem(name, value, "this option is not available yet", "leave it out")
+        return Problem(name, shown(name, value), "this option is not available yet", "leave it out")
     if name in AVAILABLE and value not in AVAILABLE[name]:
         return Problem(
             name, value, "this value is not available yet", f"use one of {', '.join(sorted(AVAILABLE[name]))}"

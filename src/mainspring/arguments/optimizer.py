@@ -39,7 +39,9 @@ class OptimizerArguments:
         shown="adamw_torch_fused; adamw_torch before torch 2.8",
     )
     optim_args: str | None = option(None, "Keywords of the optimizer, as `key=value,key=value`.")
-    optim_target_modules: str | list[str] | None = option(None, "Modules that low-rank optimizers act on.")
+    optim_target_modules: None | str | list[str] = option(  # noqa: RUF036 - parsers that read one type take the first
+        None, "Modules that low-rank optimizers act on."
+    )
     weight_decay: float = option(
         0.0, "Decoupled weight decay of every weight that is neither a bias nor a normalisation.", check=non_negative
     )

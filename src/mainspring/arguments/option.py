@@ -23,7 +23,8 @@ def option(
     none: Any = dataclasses.MISSING,
     secret: bool = False,
     shown: str | None = None,
-    flag: bool = False,
+    also: Sequence[type] = (),
+    words: str | None = None,
     keyword: bool = False,
 ) -> Any:
     """Declare an option as a dataclass field.
@@ -38,12 +39,16 @@ def option(
         none: What None stands for, where it is no value of its own.
         secret: Whether to keep it out of printed forms.
         shown: What documentation says of the default, where it depends on the installation.
-        flag: Whether the bare option means True on the command line of a parser that goes by metadata.
+        also: Types of values that are taken although the annotation, which parsers read, does not tell them.
+        words: How many words follow on the command line, in argparse's notation, where the annotation does not tell.
+            With "?" the bare option means True.
         keyword: Whether it is keyword-only whatever its class says.
     """
-    declared = _Declaration(help=help, check=check, choices=choices, json=json, none=none, shown=shown)
-    if flag:
-        declared.update(nargs="?", const=True)
+    declared = _Declaration(help=help, check=check, choices=choices, json=json, none=none, shown=shown, also=also)
+    if words is not None:
+        declared["nargs"] = words
+    if words == "?":
+        declared["const"] = True
     return dataclasses.field(
         default=default,
         default_factory=default_factory,

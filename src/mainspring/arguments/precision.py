@@ -25,14 +25,12 @@ class PrecisionArguments:
     use_liger_kernel: bool = option(False, "Patch the model with Liger kernels.")
     liger_kernel_config: dict[str, bool] | None = option(None, "Which Liger kernels.", json=True)
     activation_checkpointing: bool | None = option(
-        None, "Recompute activations in the backward pass instead of keeping them; default False.", flag=True
+        None, "Recompute activations in the backward pass instead of keeping them; default False.", words="?"
     )
     activation_checkpointing_kwargs: dict[str, Any] | str | None = option(
         None, "Keywords of torch.utils.checkpoint, and every_n_layers and offload.", json=True
     )
-    gradient_checkpointing: bool | None = option(
-        None, "Older name of activation_checkpointing, which wins.", flag=True
-    )
+    gradient_checkpointing: bool | None = option(None, "Older name of activation_checkpointing, which wins.", words="?")
     gradient_checkpointing_kwargs: dict[str, Any] | str | None = option(
         None, "Older name of activation_checkpointing_kwargs.", json=True
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import contextlib
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Any
 
 from mainspring.errors import Problem
 
@@ -170,6 +171,33 @@ RULES: tuple[Rule, ...] = (
     known_metric_inputs,
     known_token_counts,
 )
+
+
+class _UnknownError(Exception):
+    """A rule asked for an option that could not be read."""
+
+
+class _Known:
+    """Arguments of which some options are not known."""
+
+    def __init__(self, args: TrainingArguments, unknown: Collection[str]) -> None:
+        self._args = args
+        self._unknown = unknown
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self._unknown:
+            raise _UnknownError(name)
+        return getattr(self._args, name)
+
+
+def broken_rules(args: TrainingArguments, unknown: Collection[str] = ()) -> list[Problem]:
+    """What is wrong between options. Rules about options that are `unknown` have nothing to say."""
+    asked: Any = _Known(args, unknown) if unknown else args
+    problems = []
+    for rule in RULES:
+        with contextlib.suppress(_UnknownError):
+            problems.append(rule(asked))
+    return [problem for problem in problems if problem is not None]
 
 
 def warmup_outlasts_the_run(a: TrainingArguments) -> Problem | None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from mainspring.arguments.normalise import truth
+from mainspring.arguments.spellings import warn
 from mainspring.errors import OptionError, Problem
 
 if TYPE_CHECKING:
@@ -37,7 +40,27 @@ class Place:
 def find_place(*, use_cpu: bool, backend: str | None, timeout_s: int, local_rank: int) -> Place:
     """Join the process group that the launcher asked for, and choose the device. Arguments as of `processes`."""
     state = processes(use_cpu=use_cpu, backend=backend, timeout_s=timeout_s, local_rank=local_rank)
-    return Place(state.device, state.num_processes, state.process_index, state.local_process_index)
+    if state.device.type == "cuda" and "LOCAL_RANK" not in os.environ:
+        _say_that_gpus_are_idle()
+    return Place(_with_index(state.device), state.num_processes, state.process_index, state.local_process_index)
+
+
+def _with_index(device: torch.device) -> torch.device:
+    """`cuda` is `cuda:0` to a tensor that lies there: devices are compared."""
+    import torch
+
+    if device.type != "cuda" or device.index is not None:
+        return device
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+@functools.cache
+def _say_that_gpus_are_idle() -> None:
+    import torch
+
+    count = torch.cuda.device_count()
+    if count > 1:
+        warn(f"{count} GPUs are visible and one is used: start with torchrun --nproc_per_node {count}", UserWarning)
 
 
 def processes(*, use_cpu: bool, backend: str | None, timeout_s: int, local_rank: int) -> PartialState:
@@ -55,16 +78,16 @@ def processes(*, use_cpu: bool, backend: str | None, timeout_s: int, local_rank:
     from accelerate import PartialState
 
     asked = int(os.environ.get("WORLD_SIZE", "1"))
-    cpu = use_cpu or not _has_accelerator()
-    if PartialState._shared_state and (PartialState().device.type == "cpu") != cpu:
-        PartialState._reset_state()  # an earlier run in this process was on the other kind of device
+    cpu = use_cpu or truth(os.environ.get("ACCELERATE_USE_CPU", "")) is True or not _has_accelerator()
+    if PartialState._shared_state and not _fits(PartialState(), cpu, asked):
+        PartialState._reset_state()
     keywords: dict[str, Any] = {"timeout": timedelta(seconds=timeout_s)}
     if asked > 1:
         _find_the_others(asked)
         if local_rank >= 0:
             os.environ.setdefault("LOCAL_RANK", str(local_rank))
-        if backend is not None:
-            keywords["backend"] = backend
+        if backend is not None or cpu:
+            keywords["backend"] = backend or "gloo"  # a torch that was built with MPI would take that
     state = PartialState(cpu=cpu, **keywords)
     if asked > 1 and state.num_processes != asked:
         raise RuntimeError(
@@ -72,6 +95,18 @@ def processes(*, use_cpu: bool, backend: str | None, timeout_s: int, local_rank:
             "would run as separate jobs that each report success; start it with torchrun"
         )
     return state
+
+
+def _fits(state: PartialState, cpu: bool, asked: int) -> bool:
+    """Whether a state that was found serves this run.
+
+    An earlier run in this process may have been on the other kind of device. And a script may have asked Accelerate
+    before: on a machine without an accelerator that gives each process a world of its own, until a group is formed.
+    """
+    import torch
+
+    alone = asked > 1 and state.num_processes == 1 and not torch.distributed.is_initialized()
+    return (state.device.type == "cpu") == cpu and not alone
 
 
 def _find_the_others(asked: int) -> None:
@@ -112,16 +147,28 @@ def check_precision(*, mixed_precision: str, tf32: bool | None, device_type: str
         problems.append(Problem("fp16", True, "needs a GPU, and this run is on the CPU", "use bf16=True"))
     if mixed_precision == "bf16" and device_type == "cuda" and not torch.cuda.is_bf16_supported():
         problems.append(Problem("bf16", True, "this GPU has no bfloat16", "use fp16=True"))
-    if tf32 and device_type != "cuda":
-        problems.append(Problem("tf32", True, f"{device_type} has no TF32", "leave it out"))
+    if tf32 and not has_tf32(device_type):
+        problems.append(Problem("tf32", True, f"this {device_type} device has no TF32", "leave it out"))
     if problems:
         raise OptionError(problems)
 
 
-def apply_tf32(tf32: bool | None) -> None:
-    """Let float32 matrix products use TF32, or not; None leaves torch's setting."""
+def has_tf32(device_type: str) -> bool:
+    """Whether this device computes in TF32: NVIDIA's from Ampere on."""
     import torch
 
-    if tf32 is not None:
+    return device_type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability() >= (8, 0)
+
+
+def apply_tf32(tf32: bool | None, device_type: str) -> None:
+    """Let float32 matrix products use TF32, or not; None, or a device without it, leaves torch's setting."""
+    import torch
+
+    if tf32 is None or not has_tf32(device_type):
+        return
+    if hasattr(torch.backends, "fp32_precision"):
+        # From torch 2.9 on. Setting the older flags there makes reading the newer ones an error, as compiling does.
+        torch.backends.fp32_precision = "tf32" if tf32 else "ieee"
+    else:
         torch.backends.cuda.matmul.allow_tf32 = tf32
         torch.backends.cudnn.allow_tf32 = tf32

@@ -27,8 +27,10 @@ class SavingArguments:
     restore_callback_states_from_checkpoint: bool | None = option(
         None, "Resuming restores the callbacks; default True, and False with compat='5'."
     )
-    resume_from_checkpoint: str | bool | None = option(
-        None, "Checkpoint that train() resumes from, unless told otherwise; True is the newest in output_dir."
+    resume_from_checkpoint: str | None = option(
+        None,
+        "Checkpoint that train() resumes from, unless told otherwise; True is the newest in output_dir.",
+        also=(bool,),
     )
 
 

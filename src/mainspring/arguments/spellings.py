@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Collection
 from typing import Any
 
+from mainspring.arguments.masking import shown
 from mainspring.errors import Problem
 
 Options = dict[str, Any]
@@ -171,7 +172,10 @@ def translate(given: Options, own: Collection[str] = ()) -> tuple[Options, list[
 def _rename(name: str, value: Any, options: Options, problems: list[Problem]) -> None:
     new = RENAMED[name]
     if new in options and options[new] != value:
-        problems.append(Problem(name, value, f"{new}={options[new]!r} was given too", f"give only {new}"))
+        both = Problem(
+            name, shown(name, value), f"{new}={shown(new, options[new])!r} was given too", f"give only {new}"
+        )
+        problems.append(both)
         return
     _warn(f"{name} is now {new}")
     if value is not None:

@@ -7,13 +7,14 @@ become one flat object, in three phases: read (`spellings`, `normalise`), valida
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import json
 import math
 import os
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -21,16 +22,18 @@ from typing import TYPE_CHECKING, Any
 from mainspring.arguments import not_yet
 from mainspring.arguments.construction import Construction, takes_every_spelling
 from mainspring.arguments.data import DataArguments
+from mainspring.arguments.docstring import default_of
 from mainspring.arguments.evaluation import EvaluationArguments
 from mainspring.arguments.hardware import HardwareArguments
 from mainspring.arguments.logging import LoggingArguments
 from mainspring.arguments.machine import MachineProperties
+from mainspring.arguments.masking import mask_of
 from mainspring.arguments.normalise import accepted_types, read
 from mainspring.arguments.optimizer import OptimizerArguments
 from mainspring.arguments.output import OutputArguments
 from mainspring.arguments.own import OwnArguments
 from mainspring.arguments.precision import PrecisionArguments
-from mainspring.arguments.rules import NOTICES, RULES
+from mainspring.arguments.rules import NOTICES, broken_rules
 from mainspring.arguments.saving import HubArguments, SavingArguments
 from mainspring.arguments.setters import GroupedSetters
 from mainspring.arguments.spellings import OLDER_NAMES, RENAMED, warn
@@ -49,7 +52,12 @@ def _options_of(cls: type) -> tuple[tuple[dataclasses.Field[Any], frozenset[Any]
     """
     ours = next(base for base in cls.__mro__ if base.__module__.startswith("mainspring."))
     hints = typing.get_type_hints(ours)
-    return tuple((field, accepted_types(hints[field.name])) for field in dataclasses.fields(ours))
+    return tuple((field, _kinds(hints[field.name], field.metadata["also"])) for field in dataclasses.fields(ours))
+
+
+def _kinds(annotation: Any, also: Sequence[type]) -> frozenset[Any]:
+    kinds = accepted_types(annotation)
+    return kinds.union(also) if kinds else kinds
 
 
 @takes_every_spelling
@@ -86,11 +94,12 @@ class TrainingArguments(
         changed = {f.name: v for f, _ in _options_of(type(self)) if (v := getattr(self, f.name)) is not f.default}
         values, problems = self._read(changed)
         vars(self).update(values)
-        if not problems:
-            self._resolve()
-            problems = [problem for rule in RULES if (problem := rule(self)) is not None]
         if problems:
-            raise OptionError(problems)
+            raise OptionError([*problems, *self._further_problems({problem.option for problem in problems})])
+        self._resolve()
+        problems = broken_rules(self)
+        if problems:
+            raise OptionError([*problems, *self._unavailable()])
         self._refuse_unavailable()
         for notice in NOTICES:
             if (problem := notice(self)) is not None:
@@ -117,16 +126,31 @@ class TrainingArguments(
             raise
         return self
 
-    def _read(self, options: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+    def _further_problems(self, unread: set[str]) -> list[Problem]:
+        """What else is wrong, among the options other than `unread`: all is said in one error."""
+        readable = copy.copy(self)
+        for field, _ in _options_of(type(self)):
+            if field.name in unread:
+                setattr(readable, field.name, default_of(field))
+        readable._resolve()
+        if "logging_steps" in unread:
+            unread = {*unread, "eval_steps"}  # may have been taken from there
+        problems = [*broken_rules(readable, unread), *readable._unavailable()]
+        return [problem for problem in problems if problem.option not in unread]
+
+    @classmethod
+    def _read(cls, options: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
         """Each value as its option's type, or what is wrong with it."""
         values, problems = {}, []
-        for field, kinds in _options_of(type(self)):
+        for field, kinds in _options_of(cls):
             if field.name not in options:
                 continue
             meta = field.metadata
             value = options[field.name]
             if value is None and meta["none"] is not dataclasses.MISSING:
                 value = meta["none"]
+            if value == mask_of(field.name):  # from saved options, which hold no tokens
+                value = None
             value, problem = read(field.name, value, kinds, meta["choices"], meta["json"])
             if problem is None and meta["check"] is not None and value is not None:
                 complaint = meta["check"](value)
@@ -179,13 +203,15 @@ class TrainingArguments(
         if self.torch_compile and self.torch_compile_backend is None:
             self.torch_compile_backend = "inductor"
 
-    def _refuse_unavailable(self) -> None:
+    def _unavailable(self) -> list[Problem]:
         found = (
             not_yet.problem(field.name, getattr(self, field.name), field.default)
             for field, _ in _options_of(type(self))
         )
-        problems = [problem for problem in found if problem is not None]
-        if problems:
+        return [problem for problem in found if problem is not None]
+
+    def _refuse_unavailable(self) -> None:
+        if problems := self._unavailable():
             raise NotAvailableError(problems)
 
     def __getattr__(self, name: str) -> Any:
@@ -232,8 +258,8 @@ class TrainingArguments(
 
 
 def _plain(name: str, value: Any) -> Any:
-    if name.endswith("_token") and value is not None:
-        return f"<{name.upper()}>"
+    if value is not None and (mask := mask_of(name)) is not None:
+        return mask
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, (list, tuple)):
