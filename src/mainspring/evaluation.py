@@ -161,8 +161,8 @@ class EvaluationLoop:
 
     def run(self, model: nn.Module) -> None:
         """Go through the batches."""
-        engine, args = self.trainer._engine, self.args
-        for index, (inputs, real) in enumerate(engine.evaluation_batches(self.loader)):
+        engine, args, cut = self.trainer._engine, self.args, self.trainer._own.cut_filling
+        for index, (inputs, real) in enumerate(engine.evaluation_batches(self.loader, cut)):
             rows = find_batch_size(inputs)
             self.observed += rows or 0
             self._one_batch(model, inputs, rows, real)

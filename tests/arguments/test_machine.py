@@ -81,6 +81,7 @@ def test_a_second_run_may_choose_the_other_device(monkeypatch: pytest.MonkeyPatc
     assert hasattr(PartialState, "_reset_state")
     monkeypatch.setattr("accelerate.PartialState", State)
     monkeypatch.setattr(runtime, "_has_accelerator", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     on_cpu, on_gpu = TrainingArguments("out", use_cpu=True), TrainingArguments("out")
     assert on_cpu.device.type == "cpu"
     assert on_gpu.device.type == "cuda"
@@ -122,6 +123,16 @@ def test_tf32_is_refused_where_there_is_none() -> None:
         TrainingArguments("out", tf32=True, use_cpu=True).device  # noqa: B018
 
 
+def test_tf32_needs_a_gpu_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for capability in ((8, 0), (7, 5)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda answer=capability: answer)
+        if capability >= (8, 0):
+            runtime.check_precision(mixed_precision="no", tf32=True, device_type="cuda")
+        else:
+            with pytest.raises(OptionError, match="^tf32=True: this GPU has no TF32"):
+                runtime.check_precision(mixed_precision="no", tf32=True, device_type="cuda")
+
+
 def test_bf16_needs_a_gpu_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for supported in (True, False):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda answer=supported: answer)
@@ -134,34 +145,35 @@ def test_bf16_needs_a_gpu_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "precision"),
+    ("options", "allowed"),
     [
         ({}, "as before"),
-        ({"tf32": True}, "tf32"),
-        ({"tf32": False}, "ieee"),
-        ({"torch_compile": True}, "tf32"),
-        ({"torch_compile": True, "bf16": True}, "tf32"),
+        ({"tf32": True}, True),
+        ({"tf32": False}, False),
+        ({"torch_compile": True}, True),
+        ({"torch_compile": True, "bf16": True}, True),
         ({"torch_compile": True, "fp16": True}, "as before"),
-        ({"torch_compile": True, "tf32": False}, "ieee"),
+        ({"torch_compile": True, "tf32": False}, False),
     ],
 )
 def test_tf32_is_applied_with_the_device(
-    options: dict[str, bool], precision: str, monkeypatch: pytest.MonkeyPatch
+    options: dict[str, bool], allowed: bool | str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = runtime.Place(torch.device("cuda", 0), 1, 0, 0)
     monkeypatch.setattr(runtime, "find_place", lambda **_: place)
     monkeypatch.setattr(runtime, "has_tf32", lambda device_type: device_type == "cuda")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
-    backends = SimpleNamespace(fp32_precision="as before")
-    monkeypatch.setattr(torch, "backends", backends)
+    matmul, cudnn = SimpleNamespace(allow_tf32="as before"), SimpleNamespace(allow_tf32="as before")
+    monkeypatch.setattr(torch.backends.cuda, "matmul", matmul)
+    monkeypatch.setattr(torch.backends, "cudnn", cudnn)
     args = TrainingArguments("out", **options)
-    assert backends.fp32_precision == "as before"
+    assert matmul.allow_tf32 == "as before"
     assert args.device.type == "cuda"
-    assert backends.fp32_precision == precision
+    assert matmul.allow_tf32 == cudnn.allow_tf32 == allowed
 
 
 def test_the_setting_of_tf32_can_still_be_read() -> None:
-    """Compiling reads it; the older flags and the newer ones do not go together."""
+    """Compiling reads it, and not all flags of torch can be read beside each other."""
     script = (
         "import torch; from mainspring.arguments import runtime; runtime.has_tf32 = lambda _: True\n"
         "runtime.apply_tf32(True, 'cuda'); print(torch.get_float32_matmul_precision())"

@@ -142,3 +142,46 @@ def test_every_older_name_is_of_one_kind() -> None:
     tables = [spellings.RENAMED, spellings.TRANSLATED, spellings.WITHOUT_EFFECT, spellings.REFUSED]
     assert sum(map(len, tables)) == len(spellings.OLDER_NAMES)
     assert {f.name for f in dataclasses.fields(TrainingArguments)}.isdisjoint(spellings.OLDER_NAMES)
+
+
+# ---- attributes set later ----
+
+
+def test_an_older_name_that_is_set_sets_the_newer_one() -> None:
+    args = TrainingArguments("out")
+    for name, value, newer, meant in (
+        ("evaluation_strategy", "epoch", "eval_strategy", "epoch"),
+        ("no_cuda", True, "use_cpu", True),
+        ("adafactor", True, "optim", "adafactor"),
+        ("warmup_ratio", 0.25, "warmup_steps", 0.25),
+    ):
+        with pytest.warns(FutureWarning, match=f"{name} is now {newer}"):
+            setattr(args, name, value)
+        assert getattr(args, newer) == meant
+        assert name not in vars(args)
+
+
+def test_an_older_name_without_an_effect_is_kept_for_who_reads_it() -> None:
+    args = TrainingArguments("out")
+    with pytest.warns(FutureWarning, match="no effect"):
+        args.logging_dir = "logs"
+    assert args.logging_dir == "logs"
+
+
+def test_what_cannot_be_is_not_set_under_an_older_name() -> None:
+    args = TrainingArguments("out")
+    with pytest.raises(OptionError, match="use_ipex"):
+        args.use_ipex = True
+    with pytest.warns(FutureWarning), pytest.raises(NotAvailableError, match="train_sampling_strategy"):
+        args.group_by_length = True
+    assert args.train_sampling_strategy == "random"
+
+
+def test_a_subclass_may_set_its_own_option_of_an_older_name() -> None:
+    @dataclasses.dataclass
+    class Mine(TrainingArguments):
+        warmup_ratio: float = 0.5
+
+    args = Mine("out")
+    args.warmup_ratio = 0.75
+    assert (args.warmup_ratio, args.warmup_steps) == (0.75, 0)

@@ -391,3 +391,100 @@ def test_an_absent_attribute_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="learning_rat") as error:
         args.learning_rat  # noqa: B018 - the look-up is what is tested
     assert (error.value.name, error.value.obj) == ("learning_rat", args)  # from which Python says what was meant
+
+
+# ---- everything that is wrong is said at once ----
+
+
+def problems_of(**options: Any) -> dict[str, Any]:
+    with pytest.raises(OptionError) as error:
+        TrainingArguments("out", **options)
+    return {problem.option: problem.why for problem in error.value.problems}
+
+
+def test_types_limits_rules_and_missing_machinery_come_in_one_error() -> None:
+    found = problems_of(learning_rate=-1, seed="x", fp16=True, bf16=True, fsdp="full_shard")
+    assert set(found) == {"learning_rate", "seed", "fp16", "fsdp"}
+
+
+def test_unknown_options_come_with_all_other_problems() -> None:
+    with pytest.raises(UnknownOptionError) as error:
+        TrainingArguments("out", learning_rat=1, seed=-1, fp16=True, bf16=True, sharded_ddp="simple")
+    assert [problem.option for problem in error.value.problems] == ["learning_rat", "sharded_ddp", "seed", "fp16"]
+
+
+def test_a_rule_says_nothing_of_options_that_could_not_be_read() -> None:
+    assert set(problems_of(eval_strategy="stpes", load_best_model_at_end=True)) == {"eval_strategy"}
+    asked = {"eval_strategy": "steps", "load_best_model_at_end": True, "save_steps": 30}
+    assert set(problems_of(logging_steps="often", **asked)) == {"logging_steps"}
+    assert set(problems_of(logging_steps=20, **asked)) == {"save_steps"}
+
+
+def test_problems_are_found_without_the_subclass_s_own_code() -> None:
+    @dataclasses.dataclass
+    class Loud(TrainingArguments):
+        needed: int
+
+        def __post_init__(self) -> None:
+            raise AssertionError("not to be run")
+
+    with pytest.raises(UnknownOptionError) as error:
+        Loud("out", seed=-1, sed=3)
+    assert [problem.option for problem in error.value.problems] == ["sed", "seed"]
+
+
+@pytest.mark.parametrize("options", [{"hub_token": "canary"}, {"hub_tokn": "canary"}, {"hub_token": ["canary"]}])
+def test_errors_show_no_token(options: dict[str, Any]) -> None:
+    with pytest.raises(OptionError) as error:
+        TrainingArguments("out", **options)
+    assert "canary" not in str(error.value)
+
+
+def test_a_masked_token_is_none() -> None:
+    assert TrainingArguments("out", hub_token="<HUB_TOKEN>").hub_token is None
+
+
+# ---- values from elsewhere ----
+
+
+def test_scalars_of_numpy_and_torch_are_numbers() -> None:
+    import numpy as np
+    import torch
+
+    args = TrainingArguments(
+        "out",
+        learning_rate=np.float32(0.5),
+        max_steps=np.int64(3),
+        bf16=np.bool_(True),
+        weight_decay=torch.tensor(0.25),
+    )
+    assert (args.learning_rate, args.max_steps, args.bf16, args.weight_decay) == (0.5, 3, True, 0.25)
+    assert [type(v) for v in (args.learning_rate, args.max_steps, args.bf16)] == [float, int, bool]
+
+
+def test_a_tuple_is_a_list() -> None:
+    assert TrainingArguments("out", label_names=("labels", "other")).label_names == ["labels", "other"]
+
+
+def test_the_newest_checkpoint_may_be_asked_for() -> None:
+    assert TrainingArguments("out", resume_from_checkpoint=True).resume_from_checkpoint is True
+
+
+def test_type_checkers_see_one_positional_option(tmp_path: Any) -> None:
+    """They read the declaration, not the constructor."""
+    from mypy import api
+
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from dataclasses import dataclass\n"
+        "from mainspring.arguments import TrainingArguments\n"
+        "@dataclass\n"
+        "class Mine(TrainingArguments):\n"
+        "    extra: int = 3\n"
+        "TrainingArguments('out', learning_rate=1e-4).learning_rate + 1\n"
+        "Mine('out', extra=4).extra + 1\n"
+        "TrainingArguments('out', True)\n"
+        "TrainingArguments('out', learning_rat=1)\n"
+    )
+    said, _, _ = api.run(["--strict", "--cache-dir", str(tmp_path / "cache"), str(script)])
+    assert [line.split(":")[1] for line in said.splitlines() if " error: " in line] == ["8", "9"], said

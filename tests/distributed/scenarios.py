@@ -102,6 +102,20 @@ SCENARIOS: tuple[Scenario, ...] = (
     ),
     Scenario(
         _case(
+            "evaluate_as_the_reference",
+            classifier(compute_metrics=accuracy, eval_dataset=data.Items(data.sentences(11, 9)), samples=32),
+            dict(EVALUATES),
+        ),
+        alone=None,
+        why=EXACT,
+    ),
+    Scenario(
+        _case("predict_as_the_reference", regression(compute_metrics=mean_error), {"max_steps": 2}, _predict),
+        alone=None,
+        why=EXACT,
+    ),
+    Scenario(
+        _case(
             "best_model",
             regression(samples=32, compute_metrics=mean_error, eval_dataset=data.Items(data.points(8, 9))),
             {

@@ -6,9 +6,11 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +79,16 @@ def data() -> str:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(data: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
-    return folder, run(small(folder, data))
+def uninterrupted(data: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    yield folder, run(small(folder, data))
+    shutil.rmtree(folder)  # half a gigabyte, which pytest would keep
+
+
+@pytest.fixture
+def interrupted(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path
+    shutil.rmtree(tmp_path)
 
 
 def test_trains_evaluates_saves_and_predicts(data: str, uninterrupted: tuple[Path, str]) -> None:
@@ -111,19 +120,19 @@ def test_finished_run_is_only_evaluated(data: str, uninterrupted: tuple[Path, st
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_interrupted_at_a_random_update_and_run_again_ends_the_same(
-    seed: int, data: str, uninterrupted: tuple[Path, str], tmp_path: Path
+    seed: int, data: str, uninterrupted: tuple[Path, str], interrupted: Path
 ) -> None:
     update = random.Random(seed).choice([1, 2, 4, 5, 7, 8])  # none at which the run saves anyway
-    output = interrupt_at(small(tmp_path, data), update)
+    output = interrupt_at(small(interrupted, data), update)
     assert "The same command goes on from here" in output
-    last = get_last_checkpoint(str(tmp_path))
+    last = get_last_checkpoint(str(interrupted))
     assert last is not None
     assert update <= int(last.rsplit("-", 1)[1]) < STEPS, "the interruption saved what was done"
 
-    assert f"Going on from {last}" in run(small(tmp_path, data))
+    assert f"Going on from {last}" in run(small(interrupted, data))
     folder, _ = uninterrupted
-    assert weights(tmp_path) == weights(folder)
-    assert logged(tmp_path) == logged(folder)
+    assert weights(interrupted) == weights(folder)
+    assert logged(interrupted) == logged(folder)
 
 
 def test_digits_learns_and_begins_anew_when_told_to(tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ class OwnOptions:
             number of updates.
         finish_short_updates: Whether an update steps when a stream ends inside it, rather than leaving its gradients to
             the next epoch's first update.
+        cut_filling: Whether samples that only fill up the last evaluation batch over processes stay out of its loss.
         watch_normalisation: Whether a loss counts as normalised by the items of the whole update only where it really
             used their number, rather than wherever it could have.
         exact_label_count: Whether labels are counted as the model's loss counts them, rather than as its class declares.
@@ -49,6 +50,7 @@ class OwnOptions:
     restore_callback_states: bool = True
     exact_position: bool = True
     finish_short_updates: bool = True
+    cut_filling: bool = True
     watch_normalisation: bool = True
     exact_label_count: bool = True
 
@@ -68,6 +70,7 @@ def own_options(args: Any) -> OwnOptions:
         restore_callback_states=not as_reference if states is None else states,
         exact_position=not as_reference,
         finish_short_updates=not as_reference,
+        cut_filling=not as_reference,
         watch_normalisation=not as_reference,
         exact_label_count=not as_reference,
     )

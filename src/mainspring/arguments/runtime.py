@@ -49,9 +49,8 @@ def _with_index(device: torch.device) -> torch.device:
     """`cuda` is `cuda:0` to a tensor that lies there: devices are compared."""
     import torch
 
-    if device.type != "cuda" or device.index is not None:
-        return device
-    return torch.device("cuda", torch.cuda.current_device())
+    has_none = device.type == "cuda" and getattr(device, "index", None) is None
+    return torch.device("cuda", torch.cuda.current_device()) if has_none else device
 
 
 @functools.cache
@@ -148,7 +147,8 @@ def check_precision(*, mixed_precision: str, tf32: bool | None, device_type: str
     if mixed_precision == "bf16" and device_type == "cuda" and not torch.cuda.is_bf16_supported():
         problems.append(Problem("bf16", True, "this GPU has no bfloat16", "use fp16=True"))
     if tf32 and not has_tf32(device_type):
-        problems.append(Problem("tf32", True, f"this {device_type} device has no TF32", "leave it out"))
+        where = "this GPU" if device_type == "cuda" else device_type
+        problems.append(Problem("tf32", True, f"{where} has no TF32", "leave it out"))
     if problems:
         raise OptionError(problems)
 
@@ -164,11 +164,8 @@ def apply_tf32(tf32: bool | None, device_type: str) -> None:
     """Let float32 matrix products use TF32, or not; None, or a device without it, leaves torch's setting."""
     import torch
 
-    if tf32 is None or not has_tf32(device_type):
-        return
-    if hasattr(torch.backends, "fp32_precision"):
-        # From torch 2.9 on. Setting the older flags there makes reading the newer ones an error, as compiling does.
-        torch.backends.fp32_precision = "tf32" if tf32 else "ieee"
-    else:
+    if tf32 is not None and has_tf32(device_type):
+        # These flags are older than torch.backends.fp32_precision, but all others can be read beside them; beside that
+        # one, torch.get_float32_matmul_precision, which compiling calls, is an error.
         torch.backends.cuda.matmul.allow_tf32 = tf32
         torch.backends.cudnn.allow_tf32 = tf32

@@ -36,7 +36,7 @@ from mainspring.arguments.precision import PrecisionArguments
 from mainspring.arguments.rules import NOTICES, broken_rules
 from mainspring.arguments.saving import HubArguments, SavingArguments
 from mainspring.arguments.setters import GroupedSetters
-from mainspring.arguments.spellings import OLDER_NAMES, RENAMED, warn
+from mainspring.arguments.spellings import OLDER_NAMES, RENAMED, WITHOUT_EFFECT, translate, warn
 from mainspring.errors import NotAvailableError, OptionError, Problem
 
 if TYPE_CHECKING:
@@ -214,11 +214,19 @@ class TrainingArguments(
         if problems := self._unavailable():
             raise NotAvailableError(problems)
 
-    def __getattr__(self, name: str) -> Any:
-        if name in OLDER_NAMES:
-            return _older_value(self, name)
-        # With name and object, Python itself adds what may have been meant, and only where the error is shown.
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+    if not TYPE_CHECKING:  # to a type checker either of these would make every misspelt attribute right
+
+        def __getattr__(self, name: str) -> Any:
+            if name in OLDER_NAMES:
+                return _older_value(self, name)
+            # With name and object, Python itself adds what may have been meant, and only where the error is shown.
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            if name in OLDER_NAMES and name not in type(self).__dataclass_fields__:
+                _set_older_value(self, name, value)
+            else:
+                super().__setattr__(name, value)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_found_place"}  # true of one process only
@@ -270,6 +278,16 @@ def _plain(name: str, value: Any) -> Any:
 def _services(report_to: str | list[str] | None) -> list[str]:
     named = [report_to] if isinstance(report_to, str) else list(report_to or [])
     return [] if named == ["none"] else named
+
+
+def _set_older_value(args: TrainingArguments, name: str, value: Any) -> None:
+    """Set what an option of the older generation means now."""
+    options, problems = translate({name: value})
+    if problems:
+        raise OptionError(problems)
+    if name in WITHOUT_EFFECT:
+        vars(args)[name] = value
+    args._assign(**options)
 
 
 def _older_value(args: TrainingArguments, name: str) -> Any:

@@ -142,10 +142,10 @@ class SingleProcess:
 
     # ---- evaluation ----
 
-    def evaluation_batches(self, loader: Iterable[Any]) -> Iterator[tuple[Any, int | None]]:
+    def evaluation_batches(self, loader: Iterable[Any], cut_filling: bool = True) -> Iterator[tuple[Any, int | None]]:
         """Yield `(batch, real)` for an evaluation: `real` is the number of rows that are samples of the data set.
 
-        None means all of them. While the last batch is out, `accelerator.gather_for_metrics` knows what to cut off.
+        None means all of them; with `cut_filling`, the others are cut off the batch. While the last batch is out, `accelerator.gather_for_metrics` knows what to cut off.
         """
         if hasattr(loader, "end_of_dataloader"):  # prepared by Accelerate: it does its own book-keeping
             for batch in loader:

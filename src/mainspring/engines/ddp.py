@@ -67,7 +67,7 @@ class DDP(SingleProcess):
         """Wait for all ranks."""
         dist.barrier()
 
-    def evaluation_batches(self, loader: Iterable[Any]) -> Iterator[tuple[Any, int | None]]:
+    def evaluation_batches(self, loader: Iterable[Any], cut_filling: bool = True) -> Iterator[tuple[Any, int | None]]:
         """As in one process; in the last round this rank's batch is cut to its own samples.
 
         The loader fills the last round up with samples from the start, so that all ranks go through the same
@@ -75,7 +75,7 @@ class DDP(SingleProcess):
         """
         size = global_rows(loader, self.world_size)
         prepared = super().evaluation_batches(loader)
-        if size is None:
+        if size is None or not cut_filling:
             yield from prepared
             return
         samples, rows_per_round = size
