@@ -31,9 +31,8 @@ def command(output_dir: Path, *options: str) -> list[str]:
 
 
 def small(output_dir: Path, data: str) -> list[str]:
-    return command(
-        output_dir, "--data", data, "--max_steps", str(STEPS), "--batch_size", "4", "--held_out", "20"
-    )  # fmt: skip
+    batch = {"sentiment": "4", "digits": "256"}[data]  # an update of a tenth of a second: time to interrupt it
+    return command(output_dir, "--data", data, "--max_steps", str(STEPS), "--batch_size", batch, "--held_out", "20")
 
 
 def run(arguments: list[str]) -> str:
