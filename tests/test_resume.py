@@ -92,11 +92,18 @@ def test_another_batch_size_goes_on_with_the_next_sample(whole: Any, tmp_path: P
 
 def test_a_finished_run_does_no_further_update(whole: Any, tmp_path: Path) -> None:
     uninterrupted, expected = whole
-    resumed = trainer(tmp_path, max_steps=9)
+    events: list[str] = []
+
+    class Saves(TrainerCallback):
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            events.append("save")
+
+    resumed = trainer(tmp_path, max_steps=9, callbacks=[Saves()])
     output = resumed.train(resume_from_checkpoint=Path(uninterrupted.args.output_dir) / "checkpoint-9")
     assert output.global_step == 9
     assert same(expected, weights(resumed))
     assert not resumed.train_dataset.reads
+    assert events == []
 
 
 def test_true_takes_the_newest_and_the_option_is_read(tmp_path: Path) -> None:

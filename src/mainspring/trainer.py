@@ -896,6 +896,7 @@ class Trainer(OlderNames):
         if not self._own.restore_callback_states:
             return
         missing = restore_callbacks(self.callback_handler.callbacks, self.control, self.state.stateful_callbacks)
+        self.control._new_step()  # it was stored while it asked for the very checkpoint that holds it
         if missing:
             logger.warning("the checkpoint holds states of callbacks that this run lacks: %s", ", ".join(missing))
 
