@@ -161,24 +161,22 @@ class EvaluationLoop:
 
     def run(self, model: nn.Module) -> None:
         """Go through the batches."""
-        engine, args, cut = self.trainer._engine, self.args, self.trainer._own.cut_filling
-        for index, (inputs, real) in enumerate(engine.evaluation_batches(self.loader, cut)):
-            rows = find_batch_size(inputs)
-            self.observed += rows or 0
-            self._one_batch(model, inputs, rows, real)
+        engine, args = self.trainer._engine, self.args
+        for index, (inputs, rows) in enumerate(engine.evaluation_batches(self.loader)):
+            held = find_batch_size(inputs) or 0
+            self.observed += held if rows is None else sum(rows)
+            self._one_batch(model, inputs, held, counts=rows is None or rows[engine.rank] > 0)
             self.trainer._fire("on_prediction_step")
             if args.eval_accumulation_steps is not None and (index + 1) % args.eval_accumulation_steps == 0:
                 self.kept.to_host()
 
-    def _one_batch(self, model: nn.Module, inputs: Any, rows: int | None, real: int | None) -> None:
+    def _one_batch(self, model: nn.Module, inputs: Any, rows: int, counts: bool) -> None:
         trainer = self.trainer
         trainer._eval_items = None
         loss, logits, labels = trainer.prediction_step(model, inputs, self.loss_only, ignore_keys=self.ignore_keys)
-        main_input = None
-        if "inputs" in self.args.include_for_metrics:
-            main_input = trainer._prepare_input(inputs[getattr(trainer.model, "main_input_name", "input_ids")])
-        losses = self._count_loss(loss, inputs, rows, real)
-        logits, labels, main_input = self._gather(logits, labels, main_input, real)
+        main_input = self._main_input(inputs) if "inputs" in self.args.include_for_metrics else None
+        losses = self._count_loss(loss, rows, counts)
+        logits, labels, main_input = self._gather(logits, labels, main_input)
         if self.args.batch_eval_metrics:
             self._batch_metrics(losses, logits, labels, main_input)
         if self.keep:
@@ -190,7 +188,16 @@ class EvaluationLoop:
                 if value is not None:
                     container.add(value)
 
-    def _count_loss(self, loss: Tensor | None, inputs: Any, rows: int | None, real: int | None) -> Tensor | None:
+    def _main_input(self, inputs: Any) -> Any:
+        name = getattr(self.trainer.model, "main_input_name", "input_ids")
+        if name not in inputs:
+            raise ValueError(
+                f"include_for_metrics=['inputs']: the batch has no {name!r}, only {', '.join(inputs)}; set "
+                "main_input_name on the model class"
+            )
+        return self.trainer._prepare_input(inputs[name])
+
+    def _count_loss(self, loss: Tensor | None, rows: int, counts: bool) -> Tensor | None:
         """Take the batch's loss into the mean; per-sample losses are kept where somebody reads them."""
         if loss is None:
             return None
@@ -198,26 +205,21 @@ class EvaluationLoop:
         counted = self.trainer._eval_items if self.by_token else None
         if counted is not None:
             items, scale = counted
-            self.mean.add(loss, scale, 0 if real == 0 else items)
+            self.mean.add(loss, scale, items if counts else 0)
             if "loss" not in self.args.include_for_metrics:
                 return None
-        repeated = loss.repeat((self._full_rows(rows) if real is not None else rows) or 1)
-        gathered: Tensor = self.trainer.gather_function(repeated)
+        gathered: Tensor = self.trainer.gather_function(loss.repeat(rows or 1))
         self.kept.losses.add(gathered)
         return gathered
 
-    def _full_rows(self, rows: int | None) -> int | None:
-        """The rows that every process sends in one round."""
-        return getattr(getattr(self.loader, "batch_sampler", None), "batch_size", None) or rows
-
-    def _gather(self, logits: Any, labels: Any, main_input: Any, real: int | None) -> tuple[Any, Any, Any]:
+    def _gather(self, logits: Any, labels: Any, main_input: Any) -> tuple[Any, Any, Any]:
         """Bring outputs of all processes together, padded to the longest on dimension 1."""
         trainer = self.trainer
-        accelerator, engine = trainer.accelerator, trainer._engine
 
         def pad(value: Any) -> Any:
-            value = engine.fill_rows(value, real, self.loader)
-            return accelerator.pad_across_processes(value, dim=1, pad_index=-100) if engine.world_size > 1 else value
+            if trainer._engine.world_size == 1:
+                return value
+            return trainer.accelerator.pad_across_processes(value, dim=1, pad_index=-100)
 
         if main_input is not None:
             main_input = trainer.gather_function(pad(main_input))

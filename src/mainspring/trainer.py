@@ -511,6 +511,8 @@ class Trainer(OlderNames):
             options=self._loader_options(),
             seed=self._data_seed(),
             worker_init_fn=self._worker_init() if is_training and not iterable else None,
+            # Training fills up the last round, so that all processes take the same steps; evaluation counts exactly.
+            even=is_training or not self._own.cut_filling,
         )
 
     def _loader_options(self) -> LoaderOptions:

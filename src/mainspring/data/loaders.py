@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, SequentialSampler
@@ -49,6 +48,18 @@ class LoaderOptions:
         return {**arguments, "in_order": self.in_order} if _KNOWS_IN_ORDER else arguments
 
 
+class Dealt(NamedTuple):
+    """How a loader's samples are shared; found as its attribute ``dealt``. Loaders without it give all to everyone.
+
+    Attributes:
+        world_size: Number of processes that share them.
+        even: Whether the last round is completed with samples from the start.
+    """
+
+    world_size: int
+    even: bool
+
+
 def _pinning_helps() -> bool:
     if hasattr(torch, "accelerator"):
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
@@ -89,22 +100,17 @@ def build_loader(
         even: Give every process the same number of full batches, see :class:`DealtBatches`.
     """
     arguments = options.as_arguments() | {"collate_fn": collate_fn, "worker_init_fn": worker_init_fn}
+    loader: DataLoader[Any]
     if isinstance(dataset, IterableDataset):
-        share = shard_of_stream(dataset, batch_size, drop_last, rank, world_size, seed or 0)
-        return DataLoader(share, batch_size=batch_size, drop_last=drop_last, **arguments)
-    order = SequentialSampler(dataset) if sampler is None else sampler
-    order = seeded(order, torch.initial_seed() if seed is None else seed)
-    batches = DealtBatches(order, batch_size, drop_last, rank, world_size, even)
-    return DataLoader(dataset, batch_sampler=batches, **arguments)
-
-
-def shard_of_stream(
-    dataset: Any, batch_size: int, drop_last: bool, rank: int, world_size: int, seed: int = 0
-) -> IterableDataset[Any]:
-    """This process's part of iterable data: whole shards of a ``datasets.IterableDataset`` that has enough of them."""
-    if world_size == 1:
-        return dataset  # type: ignore[no-any-return]
-    datasets = sys.modules.get("datasets")
-    if datasets is not None and isinstance(dataset, datasets.IterableDataset) and dataset.num_shards >= world_size:
-        return dataset.shard(num_shards=world_size, index=rank)  # type: ignore[no-any-return]
-    return IterableShard(dataset, batch_size, drop_last, rank, world_size, seed)
+        if world_size > 1:
+            # Every process reads the whole stream: shards of their own would end at different times, and the processes
+            # would wait for each other forever.
+            dataset = IterableShard(dataset, batch_size, drop_last, rank, world_size, seed or 0, even)
+        loader = DataLoader(dataset, batch_size=batch_size, drop_last=drop_last, **arguments)
+    else:
+        order = SequentialSampler(dataset) if sampler is None else sampler
+        order = seeded(order, torch.initial_seed() if seed is None else seed)
+        batches = DealtBatches(order, batch_size, drop_last, rank, world_size, even)
+        loader = DataLoader(dataset, batch_sampler=batches, **arguments)
+    loader.dealt = Dealt(world_size, even)  # type: ignore[attr-defined]
+    return loader

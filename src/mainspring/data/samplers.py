@@ -230,7 +230,7 @@ class IterableShard(IterableDataset[Any]):
     """This process's samples of a stream that every process reads.
 
     Of every ``batch_size * world_size`` samples process ``rank`` keeps its ``batch_size``. The last block may be
-    short: it is dropped with ``drop_last``, else completed with samples of the first block.
+    short: it is dropped with ``drop_last``, completed with samples of the first block with ``even``, else left short.
 
     Args:
         dataset: The stream, giving the same samples on every process.
@@ -238,6 +238,7 @@ class IterableShard(IterableDataset[Any]):
         drop_last: Leave out a last block that is not full.
         rank: This process, from 0.
         world_size: Number of processes.
+        even: Complete the last block, so that every process gets as many batches.
         seed: A stream without ``set_epoch`` but with a ``generator`` has it seeded with ``seed`` + epoch every epoch.
     """
 
@@ -249,6 +250,7 @@ class IterableShard(IterableDataset[Any]):
         rank: int = 0,
         world_size: int = 1,
         seed: int = 0,
+        even: bool = True,
     ) -> None:
         self.dataset = dataset
         self.batch_size = batch_size
@@ -256,6 +258,7 @@ class IterableShard(IterableDataset[Any]):
         self.rank = rank
         self.world_size = world_size
         self.seed = seed
+        self.even = even
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -277,12 +280,16 @@ class IterableShard(IterableDataset[Any]):
             if len(block) < block_size:
                 if self.drop_last:
                     return
-                block = [*block, *islice(cycle(first), block_size - len(block))]
+                if self.even:
+                    block = [*block, *islice(cycle(first), block_size - len(block))]
             yield from block[own]
 
     def __len__(self) -> int:
-        blocks = len(cast(Sized, self.dataset)) / (self.batch_size * self.world_size)
-        return (math.floor(blocks) if self.drop_last else math.ceil(blocks)) * self.batch_size
+        blocks, rest = divmod(len(cast(Sized, self.dataset)), self.batch_size * self.world_size)
+        if self.drop_last or not rest:
+            return blocks * self.batch_size
+        last = self.batch_size if self.even else min(max(rest - self.rank * self.batch_size, 0), self.batch_size)
+        return blocks * self.batch_size + last
 
 
 def get_length_grouped_indices(

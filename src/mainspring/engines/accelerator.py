@@ -53,7 +53,10 @@ class MainspringAccelerator(Accelerator):
         """Gather over processes, without the samples that only filled up the last batch."""
         if self.num_processes == 1 and not use_gather_object and not self.gradient_state.end_of_dataloader:
             return input_data
-        return super().gather_for_metrics(input_data, use_gather_object=use_gather_object)
+        gathered = self._engine.gather_rows(input_data, use_gather_object)
+        if gathered is None:
+            return super().gather_for_metrics(input_data, use_gather_object=use_gather_object)
+        return gathered
 
     @property
     def optimizer_step_was_skipped(self) -> bool:

@@ -133,8 +133,8 @@ class SingleProcess:
         """The sum of a tensor over all processes, on the device."""
         return value
 
-    def share(self, value: Any) -> Any:
-        """The first process's `value`, a small picklable object."""
+    def share(self, value: Any, source: int = 0) -> Any:
+        """The `value` of the process `source`, a picklable object."""
         return value
 
     def barrier(self) -> None:
@@ -142,65 +142,60 @@ class SingleProcess:
 
     # ---- evaluation ----
 
-    def evaluation_batches(self, loader: Iterable[Any], cut_filling: bool = True) -> Iterator[tuple[Any, int | None]]:
-        """Yield `(batch, real)` for an evaluation: `real` is the number of rows that are samples of the data set.
+    def evaluation_batches(self, loader: Iterable[Any]) -> Iterator[tuple[Any, list[int] | None]]:
+        """Yield `(batch, rows)` for an evaluation; `rows` are those that each process contributes, None for all of it.
 
-        None means all of them; with `cut_filling`, the others are cut off the batch. While the last batch is out, `accelerator.gather_for_metrics` knows what to cut off.
+        While the last batch is out, `accelerator.gather_for_metrics` knows what only filled it up.
         """
         if hasattr(loader, "end_of_dataloader"):  # prepared by Accelerate: it does its own book-keeping
             for batch in loader:
                 yield batch, None
             return
-        gradient_state = self.accelerator.gradient_state
-        marker = _EndMarker()
-        gradient_state._add_dataloader(marker)
-        try:
+        with self._end_marker() as marker:
             for batch, is_last in mark_last(loader):
                 if is_last:
-                    marker.close(loader, self.world_size)
+                    marker.close(_remainder(loader, self.world_size))
                 yield batch, None
+
+    @contextlib.contextmanager
+    def _end_marker(self) -> Iterator[EndMarker]:
+        marker = EndMarker()
+        self.accelerator.gradient_state._add_dataloader(marker)
+        try:
+            yield marker
         finally:
-            gradient_state._remove_dataloader(marker)
+            self.accelerator.gradient_state._remove_dataloader(marker)
 
-    def fill_rows(self, tensors: Any, real: int | None, loader: Iterable[Any]) -> Any:
-        """Bring the outputs of a shortened batch back to the rows that every process sends."""
-        return tensors
+    def gather_rows(self, data: Any, as_objects: bool) -> Any:
+        """Gather what each process contributes to the round that `evaluation_batches` has out; None outside of one."""
+        return None
 
 
-class _EndMarker:
+class EndMarker:
     """What Accelerate's gradient state asks of the loader in use."""
 
     def __init__(self) -> None:
         self.end_of_dataloader = False
         self.remainder = -1
 
-    def close(self, loader: Iterable[Any], world_size: int) -> None:
+    def close(self, remainder: int) -> None:
+        """The last batch is out; `remainder` samples of its round count, or all of them where it is -1 or 0."""
         self.end_of_dataloader = True
-        rows = global_rows(loader, world_size)
-        if rows is not None:
-            samples, rows_per_round = rows
-            self.remainder = samples % rows_per_round
+        self.remainder = remainder
 
 
-def global_rows(loader: Iterable[Any], world_size: int) -> tuple[int, int] | None:
-    """`(samples of the data set, rows of one round over all processes)`, or None where they cannot be known."""
-    batch_size = getattr(getattr(loader, "batch_sampler", None), "batch_size", None) or getattr(
-        loader, "batch_size", None
-    )
+def _remainder(loader: Iterable[Any], world_size: int) -> int:
+    """Samples of the last round that are no filling; -1 where that cannot be known, or where nothing is filled up."""
+    dealt = getattr(loader, "dealt", None)
+    if world_size > 1 and dealt is None:
+        return -1  # every process goes through all of it
+    batches = getattr(loader, "batch_sampler", None)
+    batch_size = getattr(batches, "batch_size", None) or getattr(loader, "batch_size", None)
     try:
         samples = len(loader.dataset)  # type: ignore[attr-defined]
     except (TypeError, AttributeError):
-        return None
-    return (samples, batch_size * world_size) if batch_size else None
-
-
-def real_rows(samples: int, batch_size: int, rank: int, world_size: int, round_index: int) -> int:
-    """How many rows of this rank's batch in round `round_index` are samples, not filling.
-
-    Batches are dealt by rank: round k holds the samples from k x batch_size x world_size on.
-    """
-    start = (round_index * world_size + rank) * batch_size
-    return min(max(samples - start, 0), batch_size)
+        return -1
+    return samples % (batch_size * world_size) if batch_size else -1
 
 
 def mark_last(items: Iterable[Any]) -> Iterator[tuple[Any, bool]]:

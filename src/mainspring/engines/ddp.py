@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import distributed as dist, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mainspring.engines.base import SingleProcess, WrapOptions, global_rows, real_rows
+from mainspring.engines.base import SingleProcess, WrapOptions, mark_last
 
 if TYPE_CHECKING:
     from mainspring.engines.accelerator import MainspringAccelerator
@@ -22,6 +22,7 @@ class DDP(SingleProcess):
 
     def __init__(self, accelerator: MainspringAccelerator, wrap: WrapOptions) -> None:
         super().__init__(accelerator, wrap)
+        self._round: Round | None = None
         asked = int(os.environ.get("WORLD_SIZE", self.world_size))
         if not dist.is_initialized() or dist.get_world_size() != asked or self.world_size != asked:
             joined = dist.get_world_size() if dist.is_initialized() else 1
@@ -57,42 +58,89 @@ class DDP(SingleProcess):
         dist.all_reduce(total, op=dist.ReduceOp.SUM)
         return total
 
-    def share(self, value: Any) -> Any:
-        """The first rank's `value`."""
+    def share(self, value: Any, source: int = 0) -> Any:
+        """The `value` of the rank `source`."""
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        dist.broadcast_object_list(box, src=source)
         return box[0]
 
     def barrier(self) -> None:
         """Wait for all ranks."""
         dist.barrier()
 
-    def evaluation_batches(self, loader: Iterable[Any], cut_filling: bool = True) -> Iterator[tuple[Any, int | None]]:
-        """As in one process; in the last round this rank's batch is cut to its own samples.
+    def evaluation_batches(self, loader: Iterable[Any]) -> Iterator[tuple[Any, list[int] | None]]:
+        """As in one process. Where the ranks share the data unevenly, they agree in each round on who has how many rows.
 
-        The loader fills the last round up with samples from the start, so that all ranks go through the same
-        collectives. A rank with no sample of its own keeps its filling, with `real` 0.
+        A rank whose share is used up goes through the same collectives with a batch of which no row counts.
         """
-        size = global_rows(loader, self.world_size)
-        prepared = super().evaluation_batches(loader)
-        if size is None or not cut_filling:
-            yield from prepared
+        dealt = getattr(loader, "dealt", None)
+        if dealt is None or dealt.even:
+            yield from super().evaluation_batches(loader)
             return
-        samples, rows_per_round = size
-        batch_size = rows_per_round // self.world_size
-        for index, (batch, _) in enumerate(prepared):
-            real = real_rows(samples, batch_size, self.rank, self.world_size, index)
-            yield (_first_rows(batch, real, batch_size) if 0 < real < batch_size else batch), real
+        with self._end_marker() as marker:
+            for (batch, rows), is_last in mark_last(self._rounds(loader)):
+                if is_last:
+                    marker.close(remainder=-1)
+                self._round = Round(rows, _row_count(batch))
+                yield batch, rows
+                self._round = None
 
-    def fill_rows(self, tensors: Any, real: int | None, loader: Iterable[Any]) -> Any:
-        """Repeat the last row of a shortened batch's outputs: gathering wants equal shapes, and cuts the repeats off."""
-        size = global_rows(loader, self.world_size)
-        if size is None or real is None or real == 0:
-            return tensors
-        return _repeat_last_row(tensors, real, size[1] // self.world_size)
+    def _rounds(self, loader: Iterable[Any]) -> Iterator[tuple[Any, list[int]]]:
+        """`(batch, rows of each rank)` until no rank has any row left."""
+        batches, filling = iter(loader), None
+        while True:
+            batch = next(batches, None)
+            rows = self._each(0 if batch is None else _row_count(batch))
+            if not any(rows):
+                return
+            if filling is None and 0 in rows:  # some rank never had a batch: give it one of another's
+                filling = self.share(batch, source=next(rank for rank, count in enumerate(rows) if count))
+            filling = filling if batch is None else batch
+            yield filling, rows
+
+    def _each(self, count: int) -> list[int]:
+        """A whole number of every rank."""
+        own = torch.tensor([count], device=self.device)
+        every = [torch.zeros_like(own) for _ in range(self.world_size)]
+        dist.all_gather(every, own)
+        return [int(other.item()) for other in every]
+
+    def gather_rows(self, data: Any, as_objects: bool) -> Any:
+        """Each rank's own rows, in the order of the ranks."""
+        if self._round is None:
+            return None
+        rows, held = self._round
+        if as_objects:
+            every: list[Any] = [None] * self.world_size
+            dist.all_gather_object(every, data)
+            return [item for part, count in zip(every, rows, strict=True) for item in part[:count]]
+        return _map_rows(data, held, lambda tensor: self._gather_tensor(tensor, rows))
+
+    def _gather_tensor(self, tensor: torch.Tensor, rows: list[int]) -> torch.Tensor:
+        width = max(rows)  # collectives want equal shapes
+        fitted = tensor[:width]
+        if fitted.shape[0] < width:
+            fitted = torch.cat([fitted, fitted[-1:].expand(width - fitted.shape[0], *fitted.shape[1:])])
+        every = self.accelerator.gather(fitted.contiguous()).split(width)
+        return torch.cat([part[:count] for part, count in zip(every, rows, strict=True)])
 
 
-def _map_rows(data: Any, rows: int, change: Any) -> Any:
+class Round(NamedTuple):
+    """One round of an evaluation: the rows that each rank contributes, and those of the batch that this one holds."""
+
+    rows: list[int]
+    held: int
+
+
+def _row_count(batch: Any) -> int:
+    """Rows of a batch: those of its first tensor."""
+    if isinstance(batch, torch.Tensor):
+        return batch.shape[0] if batch.ndim else 1
+    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (list, tuple)) else ()
+    return next((count for part in parts if (count := _row_count(part))), 0)
+
+
+def _map_rows(data: Any, rows: int, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     """Apply `change` to every tensor in a nested structure that has `rows` rows."""
     if isinstance(data, torch.Tensor):
         return change(data) if data.ndim and data.shape[0] == rows else data
@@ -102,13 +150,3 @@ def _map_rows(data: Any, rows: int, change: Any) -> Any:
     if isinstance(data, (list, tuple)):
         return type(data)(_map_rows(value, rows, change) for value in data)
     return data
-
-
-def _first_rows(data: Any, keep: int, rows: int) -> Any:
-    return _map_rows(data, rows, lambda tensor: tensor[:keep])
-
-
-def _repeat_last_row(data: Any, have: int, want: int) -> Any:
-    if have >= want:
-        return data
-    return _map_rows(data, have, lambda tensor: torch.cat([tensor, tensor[-1:].expand(want - have, *tensor.shape[1:])]))
