@@ -185,6 +185,9 @@ def test_a_watched_count_computes_as_the_number_it_is() -> None:
         lambda count: count.detach(),
         lambda count: torch.is_tensor(count),
         lambda count: count.dim(),
+        lambda count: count > 0,
+        lambda count: bool(count),
+        lambda count: torch.isnan(count),
     ],
 )
 def test_looking_at_a_count_or_moving_it_is_no_use(look: Any) -> None:
@@ -200,7 +203,7 @@ def test_the_use_of_a_moved_count_is_noticed() -> None:
 
 
 @pytest.mark.parametrize(
-    "use", [lambda count: count.item(), lambda count: torch.ones(1).div(count), lambda count: count > 0]
+    "use", [lambda count: count.item(), lambda count: torch.ones(1).div(count), lambda count: count.clamp(min=1)]
 )
 def test_any_computation_is_a_use(use: Any) -> None:
     watched = WatchedCount.of(torch.tensor(4))

@@ -386,4 +386,10 @@ class TestQuestions:
         ):
             assert metrics.number_of_arguments(each) == trainer_utils.number_of_arguments(each)
 
+    def test_number_of_arguments_of_a_partial_with_open_ended_arguments(self) -> None:
+        def function(*args: int, last: int = 0) -> None: ...
+
+        assert metrics.number_of_arguments(function) == 2
+        assert metrics.number_of_arguments(functools.partial(function, 1, 2, last=3)) == 1
+
     def run(self, a: int) -> None: ...

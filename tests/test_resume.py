@@ -183,13 +183,44 @@ def test_an_interrupted_run_saves_and_continues(step: int, whole: Any, tmp_path:
     assert same(expected, weights(resumed))
 
 
+class InterruptOn(TrainerCallback):
+    """Ctrl-C at an event, the `count`-th time it happens."""
+
+    def __init__(self, event: str, count: int) -> None:
+        self.left = count
+        setattr(self, event, self.happen)
+
+    def happen(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.left -= 1
+        if not self.left:
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    ("event", "count", "step"),
+    [("on_epoch_end", 3, 9), ("on_evaluate", 3, 9), ("on_evaluate", 1, 3), ("on_save", 2, 2)],
+)
+def test_an_interrupt_is_never_swallowed(event: str, count: int, step: int, tmp_path: Path) -> None:
+    """Not at the end of the last epoch, not in an evaluation, not while saving."""
+    with pytest.raises(KeyboardInterrupt, match=f"interrupted at step {step} of 9"):
+        trainer(tmp_path, callbacks=[InterruptOn(event, count)]).train()
+    assert (tmp_path / f"checkpoint-{step}").is_dir()
+
+
+def test_an_interrupt_before_the_first_update_has_nothing_to_save(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt, match="interrupted at step 0 of 9$"):
+        trainer(tmp_path, eval_on_start=True, callbacks=[InterruptOn("on_evaluate", 1)]).train()
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
 def test_a_second_interrupt_stops_at_once(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         trainer(tmp_path, save_steps=500, callbacks=[InterruptAt(2, times=2)]).train()
     assert not list(tmp_path.glob("checkpoint-*"))
 
 
-def test_without_checkpoints_an_interrupt_is_pythons_own(tmp_path: Path) -> None:
+@pytest.mark.parametrize("option", [{"save_strategy": "no"}, {"save_only_model": True, "save_steps": 500}])
+def test_without_a_checkpoint_to_go_on_from_an_interrupt_is_pythons_own(option: Any, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        trainer(tmp_path, save_strategy="no", callbacks=[InterruptAt(2)]).train()
+        trainer(tmp_path, **option, callbacks=[InterruptAt(2)]).train()
     assert not list(tmp_path.glob("checkpoint-*"))

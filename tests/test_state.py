@@ -357,3 +357,9 @@ def test_state_imports_no_torch():
         "import sys, mainspring.state, mainspring.callbacks; sys.exit(any(m in sys.modules for m in ('torch', 'tqdm')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_progress_of_a_file_with_a_key_that_is_gone(tmp_path):
+    path = tmp_path / "progress.json"
+    path.write_text('{"epoch": 2, "batches": 3, "tokens": 0}', encoding="utf-8")
+    assert Progress.from_json(path) == Progress(epoch=2, batches=3)

@@ -11,6 +11,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from mainspring.absent import not_available_yet
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
         TrainerCallback,
     )
     from mainspring.data.collators import (
+        DataCollator,
         DataCollatorWithPadding,
         DefaultDataCollator,
         default_data_collator,
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
     from mainspring.metrics import (
         EvalPrediction,
     )
+    from mainspring.processes import torch_distributed_zero_first
     from mainspring.schedulers import (
         get_constant_schedule,
         get_constant_schedule_with_warmup,
@@ -68,6 +72,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Adafactor",
+    "DataCollator",
     "DataCollatorWithPadding",
     "DefaultDataCollator",
     "DefaultFlowCallback",
@@ -100,6 +105,7 @@ __all__ = [
     "get_wsd_schedule",
     "logging",
     "set_seed",
+    "torch_distributed_zero_first",
 ]
 
 # Where each public name lives. It stays in step with the imports above, which only type checkers read.
@@ -122,11 +128,13 @@ _ROOMS: dict[str, tuple[str, ...]] = {
         "TrainerCallback",
     ),
     "data.collators": (
+        "DataCollator",
         "DataCollatorWithPadding",
         "DefaultDataCollator",
         "default_data_collator",
     ),
     "metrics": ("EvalPrediction",),
+    "processes": ("torch_distributed_zero_first",),
     "schedulers": (
         "get_constant_schedule",
         "get_constant_schedule_with_warmup",
@@ -172,13 +180,26 @@ _MODULES = frozenset(
     }
 )
 
+_refuse = not_available_yet(
+    __name__,
+    "DataCollatorForLanguageModeling",
+    "DataCollatorForMultipleChoice",
+    "DataCollatorForPermutationLanguageModeling",
+    "DataCollatorForSeq2Seq",
+    "DataCollatorForTokenClassification",
+    "DataCollatorWithFlattening",
+    "GreedyLR",
+    "Seq2SeqTrainer",
+    "get_greedy_schedule",
+)
+
 
 def __getattr__(name: str) -> object:
     """Import a public name when it is first used (PEP 562)."""
     if name in _MODULES:
         return import_module(f"{__name__}.{name}")
     if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        _refuse(name)
     value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
     globals()[name] = value  # the next use does not come here
     return value

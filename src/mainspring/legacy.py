@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mainspring import checkpoint as ckpt
 from mainspring.errors import NotAvailableError, Problem
-from mainspring.metrics import nested_numpify
+from mainspring.metrics import TrainerMemoryTracker, nested_numpify
 
 if TYPE_CHECKING:
     from mainspring.metrics import EvalLoopOutput
@@ -19,6 +19,13 @@ def _later(name: str) -> NotAvailableError:
 
 class OlderNames:
     """What the older generation's `Trainer` had and the newest lacks, and what is not available yet."""
+
+    # No backend of torch_xla here.
+    is_fsdp_xla_enabled = False
+    is_fsdp_xla_v1_enabled = False
+    is_fsdp_xla_v2_enabled = False
+
+    _memory_tracker = TrainerMemoryTracker(skip_memory_metrics=True)
 
     @property
     def tokenizer(self) -> Any:
@@ -93,7 +100,27 @@ class OlderNames:
         """Removed: nothing here keeps a git repository."""
         raise ValueError("_add_sm_patterns_to_gitignore was removed: the output folder is no git repository any more")
 
-    # ---- not available yet ----
+    # ---- not available yet: what has nothing to do does nothing, what is asked to do something refuses ----
+
+    def _report_to_hp_search(self: Any, trial: Any, step: int, metrics: dict[str, float]) -> None:
+        """Outside a search there is nobody to tell `metrics`; reporting to one is not available yet."""
+        if self.hp_search_backend is not None and trial is not None:
+            raise _later("_report_to_hp_search")
+
+    def _finish_current_push(self) -> None:
+        """Return at once: nothing is ever being pushed, as pushing is not available yet."""
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Not available yet."""
+        raise _later("_push_from_checkpoint")
+
+    def _tune_save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Not available yet."""
+        raise _later("_tune_save_checkpoint")
+
+    def _update_auto_batch_size(self, batch_size: int) -> None:
+        """Not available yet."""
+        raise _later("_update_auto_batch_size")
 
     def _activate_neftune(self, model: Any) -> Any:
         """Not available yet."""

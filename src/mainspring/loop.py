@@ -57,9 +57,11 @@ def fit(trainer: Trainer, run: Run) -> TrainOutput:
         trainer._fire("on_train_begin")
         if trainer.args.eval_on_start:
             trainer._evaluate(run.trial, run.ignore_keys, skip_scheduler=True)
+            _heed_interruption(trainer, run)
         for epoch in range(run.first_epoch, run.plan.num_train_epochs):
             trainer._fire("on_epoch_begin")
             trainer._run_epoch(**_epoch_arguments(run, epoch))
+            _heed_interruption(trainer, run)
             if trainer.control.should_training_stop:
                 break
     return trainer._finalize_training(run.trial, run.plan.num_train_samples, run.start_time)
@@ -118,13 +120,15 @@ def _stop_without_data(trainer: Trainer) -> None:
     trainer.control.should_training_stop = True
 
 
-def _save_and_stop(trainer: Trainer, run: Run) -> None:
+def _heed_interruption(trainer: Trainer, run: Run) -> None:
     """What a held-back Ctrl-C asks for: a checkpoint of this very update, then `KeyboardInterrupt`."""
+    if not run.interruption.requested:
+        return
+    place = f"interrupted at step {trainer.state.global_step} of {run.plan.max_steps}"
+    if trainer.state.global_step == 0:
+        raise KeyboardInterrupt(place)
     folder = trainer._save_now(run.model, run.trial)
-    raise KeyboardInterrupt(
-        f"interrupted at step {trainer.state.global_step} of {run.plan.max_steps}; "
-        f"{folder} continues it: train(resume_from_checkpoint=True)"
-    )
+    raise KeyboardInterrupt(f"{place}; {folder} continues it: train(resume_from_checkpoint=True)")
 
 
 class UpdateRunner:
@@ -154,8 +158,7 @@ class UpdateRunner:
         self._advance(trainer)
         trainer._fire("on_step_end")
         self.log_save_evaluate()
-        if self.run.interruption.requested:
-            _save_and_stop(trainer, self.run)
+        _heed_interruption(trainer, self.run)
 
     def _accumulate(self, micro_batches: list[Any], num_items: Tensor | int | None, last: int | None) -> bool:
         """Forward and backward of every micro-batch; False where no step follows.

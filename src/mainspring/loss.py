@@ -168,7 +168,7 @@ class WatchedCount(Tensor):
 
     Many models take `num_items_in_batch` among their `**kwargs` and compute a mean over the micro-batch all the same, as
     do many custom losses. Such a mean must be divided by the number of micro-batches, a normalised sum must not: which
-    of them it is shows in whether the number took part in any computation. Looking at it, or moving it, is none.
+    of them it is shows in whether the number took part in any computation. Looking at it, comparing it or moving it is none.
     """
 
     _uses: list[str]
@@ -209,4 +209,9 @@ class WatchedCount(Tensor):
 
 
 _MOVES = frozenset({"to", "detach", "clone", "cpu", "cuda", "contiguous"})
-_LOOKS = frozenset({"__get__", "__set__", "dim", "size", "numel", "is_floating_point", "as_subclass", "__repr__"})
+_LOOKS = frozenset(
+    {
+        *("__get__", "__set__", "dim", "size", "numel", "is_floating_point", "as_subclass", "__repr__", "__format__"),
+        *("__bool__", "gt", "ge", "lt", "le", "eq", "ne", "isnan", "isinf", "isfinite", "is_nonzero", "__hash__"),
+    }
+)

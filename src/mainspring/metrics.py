@@ -21,6 +21,9 @@ from typing import Any, NamedTuple, TypeGuard
 import numpy as np
 import torch
 
+from mainspring.errors import NotAvailableError, Problem
+from mainspring.jsonfile import write_json
+
 Tree = Any
 
 PADDING = -100
@@ -176,15 +179,11 @@ def save_metrics(folder: str | os.PathLike[str], split: str, metrics: Mapping[st
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     values = denumpify_detensorize(dict(metrics))
-    _write_json(folder / f"{split}_results.json", values)
+    write_json(values, folder / f"{split}_results.json", indent=4, end="")
     if combined:
         everything = folder / "all_results.json"
         earlier = json.loads(everything.read_text(encoding="utf-8")) if everything.exists() else {}
-        _write_json(everything, {**earlier, **values})
-
-
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=4, sort_keys=True), encoding="utf-8")
+        write_json({**earlier, **values}, everything, indent=4, end="")
 
 
 def default_compute_objective(metrics: Mapping[str, float]) -> float | None:
@@ -199,6 +198,30 @@ def default_compute_objective(metrics: Mapping[str, float]) -> float | None:
         if name not in ("eval_loss", "epoch") and not name.endswith(("_runtime", "_per_second"))
     ]
     return sum(others) if others else metrics.get("eval_loss")
+
+
+class TrainerMemoryTracker:
+    """Stands where memory is going to be measured; it measures nothing.
+
+    Args:
+        skip_memory_metrics: True: nobody asked for measurements.
+
+    Raises:
+        NotAvailableError: If they are asked for: reports of memory are not available yet.
+    """
+
+    def __init__(self, skip_memory_metrics: bool = False) -> None:
+        if not skip_memory_metrics:
+            raise NotAvailableError(
+                [Problem("skip_memory_metrics", skip_memory_metrics, "memory is not measured yet", "set it to True")]
+            )
+        self.skip_memory_metrics = skip_memory_metrics
+
+    def start(self) -> None:
+        """Do nothing: a measurement would begin here."""
+
+    def stop_and_update_metrics(self, metrics: dict[str, float] | None = None) -> None:
+        """Leave ``metrics`` as they are: a measurement would end here and be added to them."""
 
 
 # --- what training and evaluation return -----------------------------------------------------------------------------
@@ -267,8 +290,10 @@ class BestRun(NamedTuple):
 # --- trees of tensors and arrays -------------------------------------------------------------------------------------
 
 
-def _rebuilt(like: Tree, children: Iterable[Tree]) -> Tree:
-    """A container of the type of ``like`` with other children, in the order of :func:`_children`."""
+def rebuilt(like: Tree, children: Iterable[Tree]) -> Tree:
+    """A container of the type of ``like`` with other children, in the order of :func:`children_of`."""
+    if type(like) is dict:
+        return dict(zip(like, children, strict=True))
     if isinstance(like, Mapping):
         return type(like)(dict(zip(like, children, strict=True)))  # type: ignore[call-arg]
     if hasattr(like, "_fields"):
@@ -276,20 +301,22 @@ def _rebuilt(like: Tree, children: Iterable[Tree]) -> Tree:
     return type(like)(children)
 
 
-def _children(tree: Tree) -> list[Tree] | None:
+def children_of(tree: Tree) -> list[Tree] | None:
     """The parts of a container; None for a leaf."""
+    if type(tree) is dict:  # nearly every batch: spare it the slower questions
+        return list(tree.values())
     if isinstance(tree, (list, tuple)):
         return list(tree)
     return list(tree.values()) if isinstance(tree, Mapping) else None
 
 
 def _map(function: Callable[[Any], Any], tree: Tree) -> Tree:
-    children = _children(tree)
-    return function(tree) if children is None else _rebuilt(tree, [_map(function, child) for child in children])
+    children = children_of(tree)
+    return function(tree) if children is None else rebuilt(tree, [_map(function, child) for child in children])
 
 
 def _leaves(tree: Tree) -> Iterator[Any]:
-    children = _children(tree)
+    children = children_of(tree)
     if children is None:
         yield tree
     else:
@@ -393,10 +420,10 @@ def nested_concat(tensors: Tree, new_tensors: Tree, padding_index: float = PADDI
         TypeError: If the structures differ or a leaf is neither a tensor nor an array.
     """
     _require_same_structure(tensors, new_tensors)
-    children = _children(tensors)
+    children = children_of(tensors)
     if children is not None:
-        others = _children(new_tensors) or []
-        return _rebuilt(tensors, [nested_concat(a, b, padding_index) for a, b in zip(children, others, strict=True)])
+        others = children_of(new_tensors) or []
+        return rebuilt(tensors, [nested_concat(a, b, padding_index) for a, b in zip(children, others, strict=True)])
     if isinstance(tensors, torch.Tensor):
         return torch_pad_and_concatenate(tensors, new_tensors, padding_index)
     return numpy_pad_and_concatenate(tensors, new_tensors, padding_index)
@@ -407,7 +434,7 @@ def _require_same_structure(expected: Tree, found: Tree) -> None:
     for leaf_type in (torch.Tensor, np.ndarray):
         if isinstance(expected, leaf_type) and isinstance(found, leaf_type):
             return
-    if _children(expected) is None:
+    if children_of(expected) is None:
         raise TypeError(f"cannot join a {type(found).__name__} to a {type(expected).__name__}: only tensors and arrays")
     if type(expected) is not type(found):
         raise TypeError(f"cannot join a {type(found).__name__} to a {type(expected).__name__}: structures differ")
@@ -497,7 +524,7 @@ def _require_same_tree(expected: Tree, found: Tree) -> None:
     if isinstance(expected, leaf) and isinstance(found, leaf):
         return  # earlier batches may be arrays by now
     _require_same_structure(expected, found)
-    for old, new in zip(_children(expected) or [], _children(found) or [], strict=True):
+    for old, new in zip(children_of(expected) or [], children_of(found) or [], strict=True):
         _require_same_tree(old, new)
 
 
@@ -539,6 +566,6 @@ def has_length(dataset: Any) -> TypeGuard[Sized]:
 
 def number_of_arguments(func: Callable[..., Any]) -> int:
     """How many parameters ``func`` still takes; those a ``functools.partial`` has bound do not count."""
-    if isinstance(func, functools.partial):
-        return len(inspect.signature(func.func).parameters) - len(func.args) - len(func.keywords)
-    return len(inspect.signature(func).parameters)
+    # The signature of a partial lacks what was bound by position, but keeps as a default what was bound by name.
+    bound = func.keywords if isinstance(func, functools.partial) else {}
+    return sum(name not in bound for name in inspect.signature(func).parameters)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mainspring.absent import not_available_yet
 from mainspring.adafactor import Adafactor, AdafactorSchedule
 from mainspring.schedulers import (
     get_constant_schedule,
@@ -34,3 +35,11 @@ __all__ = [
     "get_scheduler",
     "get_wsd_schedule",
 ]
+
+__getattr__ = not_available_yet(
+    __name__,
+    "GreedyLR",
+    "StreamingAverage",
+    "get_adafactor_schedule",
+    "get_greedy_schedule",
+)

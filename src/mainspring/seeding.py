@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -88,6 +88,13 @@ RNG_SAFE_GLOBALS: list[Any] = [
 ]
 """What `torch.serialization.safe_globals` must allow for a file of random states to load with `weights_only=True`."""
 
+_HOST_STREAMS: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
+    "python": (random.getstate, random.setstate),
+    "numpy": (np.random.get_state, np.random.set_state),
+    "cpu": (torch.random.get_rng_state, lambda state: torch.random.set_rng_state(state.cpu())),
+}
+"""The streams that every process has: how to read and how to set the state of each."""
+
 _ACCELERATORS = ("cuda", "xpu", "npu", "mlu", "musa", "hpu", "mps")
 """Names of accelerators: those of their modules in torch, and of their states."""
 
@@ -115,11 +122,7 @@ def capture_rng(distributed: bool) -> dict[str, Any]:
         `python`, `numpy`, `cpu`, and one entry for each kind of accelerator that is there (`cuda`, ...): a state, or a
         list of them by device.
     """
-    states: dict[str, Any] = {
-        "python": random.getstate(),
-        "numpy": np.random.get_state(),
-        "cpu": torch.random.get_rng_state(),
-    }
+    states = {name: read() for name, (read, _) in _HOST_STREAMS.items()}
     for name, module in _accelerators().items():
         takes_all = distributed and hasattr(module, "get_rng_state_all")
         states[name] = module.get_rng_state_all() if takes_all else module.get_rng_state()
@@ -138,12 +141,11 @@ def restore_rng(states: Mapping[str, Any], distributed: bool) -> None:
     Raises:
         ValueError: A state of Python, numpy or the CPU is missing.
     """
-    missing = [name for name in ("python", "numpy", "cpu") if name not in states]
+    missing = [name for name in _HOST_STREAMS if name not in states]
     if missing:
         raise ValueError(f"random states of {', '.join(missing)} are missing; use the rng_state file of a checkpoint")
-    random.setstate(states["python"])
-    np.random.set_state(states["numpy"])
-    torch.random.set_rng_state(states["cpu"].cpu())
+    for name, (_, set_state) in _HOST_STREAMS.items():
+        set_state(states[name])
     accelerators = _accelerators()
     saved = {name for name in _ACCELERATORS if name in states}
     if saved != accelerators.keys():

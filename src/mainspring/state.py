@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mainspring.errors import CheckpointError
+from mainspring.jsonfile import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -86,12 +87,6 @@ class TrainerControl(ExportableState):
     should_save: bool = False
     should_evaluate: bool = False
     should_log: bool = False
-
-    def _new_training(self) -> None:
-        self.should_training_stop = False
-
-    def _new_epoch(self) -> None:
-        self.should_epoch_stop = False
 
     def _new_step(self) -> None:
         self.should_save = False
@@ -169,7 +164,7 @@ class TrainerState:
 
     def save_to_json(self, json_path: FilePath) -> None:
         """Write the state to `json_path`: keys sorted, indented by 2, a newline at the end."""
-        _write_json(self, json_path)
+        write_json(_content(self), json_path)
 
     @classmethod
     def load_from_json(cls, json_path: FilePath) -> TrainerState:
@@ -361,7 +356,6 @@ class Progress:
         window_steps: updates since the last log.
         total_loss: sum of the losses of all closed windows.
         first_step: update from which `total_loss` counts.
-        tokens: input tokens seen.
     """
 
     epoch: int = 0
@@ -374,11 +368,10 @@ class Progress:
     window_steps: int = 0
     total_loss: float = 0
     first_step: int = 0
-    tokens: int = 0
 
     def to_json(self, path: FilePath) -> None:
         """Write to `path`; floats are written so that reading gives the same bits."""
-        _write_json(self, path)
+        write_json(_content(self), path)
 
     @classmethod
     def from_json(cls, path: FilePath) -> Progress | None:
@@ -390,10 +383,9 @@ class Progress:
         return cls(**_read_json(cls, path)) if Path(path).exists() else None
 
 
-def _write_json(record: Any, path: FilePath) -> None:
+def _content(record: Any) -> dict[str, Any]:
     # Not dataclasses.asdict: it would copy the whole log history at every save.
-    content = {f.name: getattr(record, f.name) for f in fields(record)}
-    Path(path).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return {f.name: getattr(record, f.name) for f in fields(record)}
 
 
 def _read_json(record: type, path: FilePath) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, IterableDataset, Sampler, SequentialSam
 
 from mainspring import checkpoint as ckpt, evaluation, loop, model as models
 from mainspring.arguments.enums import ParallelMode, SaveStrategy
+from mainspring.arguments.foreign import check_foreign
 from mainspring.arguments.own import own_options
 from mainspring.arguments.training_arguments import TrainingArguments
 from mainspring.callbacks.base import CallbackHandler
@@ -41,11 +42,13 @@ from mainspring.metrics import (
     LossWindow,
     PredictionOutput,
     TrainOutput,
+    children_of,
     has_length,
     log_metrics,
     metrics_format,
     nested_detach,
     number_of_arguments,
+    rebuilt,
     save_metrics,
     speed_metrics,
 )
@@ -145,6 +148,8 @@ class Trainer(OlderNames):
         tokenizer: Any = None,
     ) -> None:
         self.args = args if args is not None else TrainingArguments(output_dir="tmp_trainer")
+        if not isinstance(self.args, TrainingArguments):
+            check_foreign(self.args)
         self._own = own_options(self.args)
         self._seed()
         self.model = model  # `create_accelerator_and_postprocess` may look at it
@@ -250,6 +255,7 @@ class Trainer(OlderNames):
         self.current_gradient_accumulation_steps = self.args.gradient_accumulation_steps
         self._trial: Any = None
         self._signature_columns: list[str] | None = None  # arguments of the model's forward, found on first use
+        self._tokens_waiting: Tensor | int = 0  # input tokens of this process that the state does not have yet
         self._train_batch_size: int = self.args.train_batch_size  # per process
         self._created_lr_scheduler = False  # whether the schedule is ours to make anew at the next `train`
         self._globalstep_last_logged = 0  # update at which the loss window was last emptied
@@ -315,6 +321,15 @@ class Trainer(OlderNames):
             )
         self._validate_data()
         self._validate_metric()
+        self._warn_of_what_cannot_act()
+
+    def _warn_of_what_cannot_act(self) -> None:
+        """Options that what was passed beside them leaves without effect."""
+        args = self.args
+        if args.label_smoothing_factor and self.compute_loss_func is not None:
+            _warn(f"label_smoothing_factor={args.label_smoothing_factor} is not used: compute_loss_func makes the loss")
+        if self.optimizer is not None and args.weight_decay:
+            _warn(f"weight_decay={args.weight_decay} is not used: optimizers brings its own")
 
     def _validate_data(self) -> None:
         if not callable(self.data_collator):
@@ -364,6 +379,7 @@ class Trainer(OlderNames):
             _ = self.args.distributed_state  # Accelerate's state is one per process: make it this run's
         self.accelerator: MainspringAccelerator = build_accelerator(**self._build_accelerator_args())
         self._engine: SingleProcess = build_engine(self.accelerator, self._wrap_options())
+        self._engine.exact_rows = self._own.cut_filling
         self.gather_function: Callable[..., Any] = self.accelerator.gather_for_metrics
         if self.args.eval_use_gather_object:
             self.gather_function = lambda data: self.accelerator.gather_for_metrics(data, use_gather_object=True)
@@ -428,7 +444,7 @@ class Trainer(OlderNames):
         return 1
 
     def end(self) -> None:
-        """Leave the process group, once, at the very end of a script."""
+        """Leave the process group: the last call of a script, after which no other may need the other processes."""
         self.accelerator.end_training()
 
     # ---- data ----
@@ -784,12 +800,17 @@ class Trainer(OlderNames):
             checkpoint=resume_from_checkpoint,
             trial=trial,
             ignore_keys=ignore_keys_for_eval,
-            interruption=Interruption(enabled=args.save_strategy != "no" and self._engine.world_size == 1),
+            interruption=Interruption(enabled=self._can_save_when_interrupted()),
         )
         self._announce(plan)
         self._begin_counting(resume_from_checkpoint)
         model.zero_grad()
         return loop.fit(self, self._run)
+
+    def _can_save_when_interrupted(self) -> bool:
+        """A checkpoint that a run can go on from, written by one process alone."""
+        saves = self.args.save_strategy != "no" and not self.args.save_only_model
+        return saves and self._engine.world_size == 1
 
     def plan(self) -> TrainPlan:
         """What `train()` would do: updates, epochs and batch sizes, worked out without training."""
@@ -1010,7 +1031,7 @@ class Trainer(OlderNames):
         items = count_items(batch_samples, self._loss_shifts_labels)
         if items is None:
             return None
-        items = items.to(device)
+        items = self._engine.to_device(items)
         return self._engine.sum(items) if self.args.average_tokens_across_devices else items
 
     def _count_own_items(self, inputs: Any) -> Tensor | int:
@@ -1144,7 +1165,7 @@ class Trainer(OlderNames):
         """
         inputs = self._prepare_input(inputs)
         if len(inputs) == 0:
-            expected = ", ".join(self._signature_columns or [])
+            expected = ", ".join(models.forward_parameters(self.model))
             raise ValueError(
                 f"the batch is empty: none of its columns is an argument of {type(self.model).__name__}.forward "
                 f"({expected}); check the data, or set remove_unused_columns=False"
@@ -1154,12 +1175,9 @@ class Trainer(OlderNames):
     def _prepare_input(self, data: Any) -> Any:
         """One tensor, or a nested structure of them, on the device."""
         if isinstance(data, Tensor):
-            return data.to(self._engine.device)
-        if isinstance(data, Mapping):
-            return type(data)({key: self._prepare_input(value) for key, value in data.items()})  # type: ignore[call-arg]
-        if isinstance(data, (tuple, list)):
-            return type(data)(self._prepare_input(value) for value in data)
-        return data
+            return self._engine.to_device(data)
+        parts = children_of(data)
+        return data if parts is None else rebuilt(data, [self._prepare_input(part) for part in parts])
 
     def _prepare_context_parallel_inputs(
         self, model: nn.Module, inputs: dict[str, Any]
@@ -1205,8 +1223,12 @@ class Trainer(OlderNames):
                 models.main_input_name(self.model),
             )
             return
-        tokens = torch.as_tensor(counted, device=self._engine.device, dtype=torch.int64)
-        self.state.num_input_tokens_seen += int(self._engine.sum(tokens).item())
+        self._tokens_waiting += counted
+
+    def _store_tokens(self) -> None:
+        """Move the counted input tokens of all processes into the state: only here is a device waited for."""
+        waiting, self._tokens_waiting = torch.as_tensor(self._tokens_waiting, device=self._engine.device), 0
+        self.state.num_input_tokens_seen += int(self._engine.sum(waiting).item())
 
     def store_flos(self) -> None:
         """Move the counted operations of all processes into the state."""
@@ -1258,15 +1280,20 @@ class Trainer(OlderNames):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add `epoch` (and token counts) to `logs`, keep them in the history, and tell the callbacks."""
-        if self.state.epoch is not None:
-            logs["epoch"] = self.state.epoch
+        logs["epoch"] = self.state.epoch
         if self.args.include_num_input_tokens_seen != "no":
-            seen = self.state.num_input_tokens_seen
-            logs["num_input_tokens_seen"] = seen
-            if start_time is not None:
-                logs.update(speed_metrics("train", start_time, num_tokens=seen - self._initial_num_input_tokens_seen))
+            logs.update(self._token_logs(start_time))
         self.state.log_history.append({**logs, "step": self.state.global_step})
         self._fire("on_log", logs)
+
+    def _token_logs(self, start_time: float | None) -> dict[str, float]:
+        """Input tokens so far and, within training, their speed."""
+        self._store_tokens()
+        seen = self.state.num_input_tokens_seen
+        speed = {}
+        if start_time is not None:
+            speed = speed_metrics("train", start_time, num_tokens=seen - self._initial_num_input_tokens_seen)
+        return {"num_input_tokens_seen": seen, **speed}
 
     def _evaluate(
         self, trial: Any, ignore_keys_for_eval: list[str] | None, skip_scheduler: bool = False
@@ -1465,6 +1492,8 @@ class Trainer(OlderNames):
     def _save_checkpoint(self, model: nn.Module, trial: Any, metrics: dict[str, float] | None = None) -> None:
         """Write `checkpoint-<step>`: it appears whole, or not at all. `metrics` is the older generation's, not needed."""
         self.store_flos()
+        if self.args.include_num_input_tokens_seen != "no":
+            self._store_tokens()
         run_dir = self._get_output_dir(trial)
         folder = os.path.join(run_dir, ckpt.checkpoint_name(self.state.global_step))
         self._note_best_checkpoint(run_dir, folder)
@@ -1608,6 +1637,10 @@ class Trainer(OlderNames):
 
 _INNER = ("batch_size", "args", "resume_from_checkpoint", "trial", "ignore_keys_for_eval")
 _NO_CONTEXT: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, UserWarning, stacklevel=4)
 
 
 def _one_processor(processing_class: Any, tokenizer: Any) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from mainspring.absent import not_available_yet
 from mainspring.data.samplers import LengthGroupedSampler, get_length_grouped_indices
+from mainspring.data.stream_shard import IterableDatasetShard
 from mainspring.loss import LabelSmoother
 from mainspring.metrics import (
     EvalLoopContainer,
@@ -18,9 +20,11 @@ from mainspring.metrics import (
 )
 from mainspring.model import param_count as get_model_param_count
 from mainspring.optimizers import get_parameter_names
+from mainspring.processes import torch_distributed_zero_first
 
 __all__ = [
     "EvalLoopContainer",
+    "IterableDatasetShard",
     "LabelSmoother",
     "LengthGroupedSampler",
     "atleast_1d",
@@ -34,5 +38,37 @@ __all__ = [
     "nested_numpify",
     "nested_truncate",
     "numpy_pad_and_concatenate",
+    "torch_distributed_zero_first",
     "torch_pad_and_concatenate",
 ]
+
+__getattr__ = not_available_yet(
+    __name__,
+    "AcceleratorConfig",
+    "BatchRebalanceSampler",
+    "DistributedLengthGroupedSampler",
+    "DistributedSamplerWithLoop",
+    "LayerWiseDummyOptimizer",
+    "LayerWiseDummyScheduler",
+    "ShardSampler",
+    "distributed_broadcast_scalars",
+    "distributed_concat",
+    "expand_like",
+    "get_dataloader_sampler",
+    "get_learning_rates",
+    "get_module_class_from_name",
+    "get_num_trainable_parameters",
+    "get_optimizer_group",
+    "get_tpu_sampler",
+    "is_attention_mask_causal",
+    "log_metrics",
+    "nested_gather",
+    "nested_new_like",
+    "nested_xla_mesh_reduce",
+    "reissue_pt_warnings",
+    "remove_dummy_checkpoint",
+    "safe_globals",
+    "save_metrics",
+    "save_state",
+    "set_rng_state_for_device",
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mainspring.absent import not_available_yet
 from mainspring.arguments.enums import (
     FSDPOption,
     HPSearchBackend,
@@ -18,6 +19,7 @@ from mainspring.metrics import (
     EvalLoopOutput,
     EvalPrediction,
     PredictionOutput,
+    TrainerMemoryTracker,
     TrainOutput,
     default_compute_objective,
     denumpify_detensorize,
@@ -26,6 +28,7 @@ from mainspring.metrics import (
     speed_metrics,
 )
 from mainspring.model import align_special_tokens
+from mainspring.processes import is_main_process
 from mainspring.seeding import enable_full_determinism, seed_worker, set_seed
 
 __all__ = [
@@ -42,6 +45,7 @@ __all__ = [
     "SaveStrategy",
     "SchedulerType",
     "TrainOutput",
+    "TrainerMemoryTracker",
     "align_special_tokens",
     "default_compute_objective",
     "denumpify_detensorize",
@@ -49,6 +53,7 @@ __all__ = [
     "find_executable_batch_size",
     "get_last_checkpoint",
     "has_length",
+    "is_main_process",
     "number_of_arguments",
     "rotate_checkpoints",
     "seed_worker",
@@ -56,3 +61,17 @@ __all__ = [
     "sort_checkpoints",
     "speed_metrics",
 ]
+
+__getattr__ = not_available_yet(
+    __name__,
+    "check_target_module_exists",
+    "compare_trainer_and_checkpoint_args",
+    "default_hp_space_optuna",
+    "default_hp_space_ray",
+    "default_hp_space_wandb",
+    "load_sharded_checkpoint",
+    "suppress_progress_bars",
+    "total_processes_number",
+    "unwrap_peft_model",
+    "validate_quantization_for_training",
+)

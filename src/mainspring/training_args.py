@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mainspring.absent import not_available_yet
 from mainspring.arguments import TrainingArguments
 from mainspring.arguments.enums import (
     DebugOption,
@@ -25,3 +26,8 @@ __all__ = [
     "SchedulerType",
     "TrainingArguments",
 ]
+
+__getattr__ = not_available_yet(
+    __name__,
+    "str_to_bool",
+)

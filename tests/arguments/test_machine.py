@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import warnings
 from datetime import timedelta
 from types import SimpleNamespace
 
@@ -54,6 +55,34 @@ def test_the_place_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {args.world_size for _ in range(3)} == {1}
     assert args.device.type == "cpu"
     assert calls == [{"use_cpu": True, "backend": None, "timeout_s": 60, "local_rank": -1}]
+
+
+DDP_OPTIONS = {
+    "ddp_find_unused_parameters": False,
+    "ddp_bucket_cap_mb": 10,
+    "ddp_broadcast_buffers": True,
+    "ddp_static_graph": True,
+}
+
+
+def test_options_between_processes_are_one_warning_in_a_run_of_one() -> None:
+    args = TrainingArguments("out", use_cpu=True, **DDP_OPTIONS)
+    with pytest.warns(UserWarning, match="torchrun") as caught:
+        world_size = args.world_size
+    assert (world_size, args.device.type) == (1, "cpu")
+    assert [warning.filename for warning in caught] == [__file__]
+    assert all(f"{name}={value}" in str(caught[0].message) for name, value in DDP_OPTIONS.items())
+
+
+@pytest.mark.parametrize(("world_size", "options"), [(2, DDP_OPTIONS), (1, {"ddp_backend": "gloo", "ddp_timeout": 9})])
+def test_options_between_processes_that_act_are_not_spoken_of(
+    world_size: int, options: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = runtime.Place(torch.device("cpu"), world_size, 0, 0)
+    monkeypatch.setattr(runtime, "find_place", lambda **_: place)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert TrainingArguments("out", use_cpu=True, **options).world_size == world_size
 
 
 def test_a_second_run_may_choose_the_other_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,6 +51,10 @@ RULE_CASES = {
         {"dataloader_persistent_workers": True},
         {"dataloader_persistent_workers": True, "dataloader_num_workers": 1},
     ),
+    "start_of_workers_needs_workers": (
+        {"dataloader_multiprocessing_context": "spawn"},
+        {"dataloader_multiprocessing_context": "spawn", "dataloader_num_workers": 1},
+    ),
     "one_length": ({"num_train_epochs": -1}, {"num_train_epochs": -1, "max_steps": 3}),
     "known_metric_inputs": ({"include_for_metrics": ["loss", "labels"]}, {"include_for_metrics": ["loss", "inputs"]}),
     "known_token_counts": (

@@ -292,6 +292,113 @@ def test_options_of_ours_are_never_read_off_foreign_arguments(tmp_path: Path) ->
     assert own_options(_foreign_arguments(tmp_path)) == OwnOptions()
 
 
+NOT_DEFAULT: dict[str, Any] = {
+    "accelerator_config": {"split_batches": True},
+    "debug": "underflow_overflow",
+    "deepspeed": {"zero_optimization": {"stage": 2}},
+    "fsdp": True,
+    "fsdp_config": {"version": 2},
+    "generation_config": "folder",
+    "generation_max_length": 20,
+    "generation_num_beams": 2,
+    "hub_model_id": "someone/something",
+    "hub_revision": "other",
+    "hub_strategy": "end",
+    "hub_token": "secret",
+    "length_column_name": "size",
+    "liger_kernel_config": {"rope": True},
+    "neftune_noise_alpha": 5.0,
+    "optim_target_modules": "all-linear",
+    "parallelism_config": object(),
+    "project": "mine",
+    "report_to": ["tensorboard"],
+    "skip_memory_metrics": False,
+    "trackio_bucket_id": "bucket",
+    "trackio_space_id": "space",
+    "trackio_static_space_id": "static",
+    "lr_scheduler_type": "greedy",
+    "optim": "lomo",
+    "train_sampling_strategy": "group_by_length",
+}
+"""What a user of the reference may give that is not available yet; True for the options that are not here."""
+
+SET_LATER = frozenset({"deepspeed", "parallelism_config"})
+"""Options that the reference only takes where another package is installed."""
+
+
+def _unavailable_options() -> list[str]:
+    from mainspring.arguments.not_yet import AVAILABLE, OPTIONS
+
+    theirs = {field.name for field in dataclasses.fields(REFERENCE.api.Seq2SeqTrainingArguments)}
+    return sorted((OPTIONS | AVAILABLE.keys() | {"report_to"}) & theirs)
+
+
+@own
+@pytest.mark.parametrize("name", _unavailable_options())
+def test_foreign_arguments_cannot_ask_for_what_is_not_available(name: str, tmp_path: Path) -> None:
+    """The reference resolved the value into a form of its own; it is refused, as in arguments of ours."""
+    from mainspring.arguments.foreign import check_foreign
+    from mainspring.errors import NotAvailableError
+
+    forget_process_state()
+    value = NOT_DEFAULT.get(name, True)
+    given = {} if name in SET_LATER else {name: value}
+    args = REFERENCE.api.Seq2SeqTrainingArguments(str(tmp_path), use_cpu=True, eval_strategy="epoch", **given)
+    if not given:
+        setattr(args, name, value)
+    with pytest.raises(NotAvailableError, match=f"^{name}=.*not available yet; ") as error:
+        check_foreign(args)
+    assert [problem.option for problem in error.value.problems] == [name]
+    assert "secret" not in str(error.value)
+
+
+@own
+def test_all_that_foreign_arguments_ask_in_vain_comes_in_one_error(tmp_path: Path) -> None:
+    from mainspring.arguments.foreign import check_foreign
+    from mainspring.errors import NotAvailableError
+
+    with pytest.raises(NotAvailableError) as error:
+        check_foreign(_foreign_arguments(tmp_path, optim="lomo", neftune_noise_alpha=5.0, report_to=["tensorboard"]))
+    assert {p.option for p in error.value.problems} == {"optim", "neftune_noise_alpha", "report_to"}
+
+
+@dataclasses.dataclass
+class GeneratingConfig(OtherOptions, transformers.TrainingArguments):  # type: ignore[misc]
+    """Its own fields are called as options of ours, of another class of ours, or of the older generation."""
+
+    generation_max_length: int = 20
+    sortish_sampler: bool = True
+    group_by_length: bool = True
+    tpu_num_cores: int = 8
+
+
+@own
+@pytest.mark.parametrize(
+    "cls", [transformers.TrainingArguments, transformers.Seq2SeqTrainingArguments, LibraryConfig, GeneratingConfig]
+)
+def test_foreign_arguments_that_ask_for_nothing_more_pass(cls: Any, tmp_path: Path) -> None:
+    from mainspring.arguments.foreign import check_foreign
+
+    forget_process_state()
+    check_foreign(cls(str(tmp_path), use_cpu=True))
+    check_foreign(cls(str(tmp_path), **QUIET, optim="sgd", accelerator_config={"even_batches": True}))
+
+
+@own
+def test_filled_in_settings_of_what_is_off_pass(tmp_path: Path) -> None:
+    """Versions of the reference differ in what they write for nothing."""
+    from mainspring.arguments.foreign import check_foreign
+
+    args = _foreign_arguments(tmp_path)
+    for off in (False, "", None, []):
+        args.fsdp = off
+        args.fsdp_config = {"min_num_params": 0, "xla": False, "xla_fsdp_v2": False, "xla_fsdp_grad_ckpt": False}
+        check_foreign(args)
+    for none in ("none", ["none"], []):
+        args.report_to = none
+        check_foreign(args)
+
+
 def test_callbacks_of_the_reference_work(tmp_path: Path) -> None:
     """Derived from its `TrainerCallback`: called with our state and control, their control is honoured."""
     seen: list[str] = []

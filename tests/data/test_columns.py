@@ -40,6 +40,14 @@ def test_nothing_left_is_refused() -> None:
         remove_unused_columns(table, ["input_ids", "labels"], "Net")
 
 
+def test_the_error_names_what_forward_takes_and_not_the_columns_that_collators_rename() -> None:
+    table = datasets.Dataset.from_dict({"text": ["a"]})
+    with pytest.raises(ValueError, match=r"Net\.forward takes x, labels; rename"):
+        remove_unused_columns(table, ["x", "labels", "label", "label_ids"], "Net")
+    with pytest.raises(ValueError, match=r"Net\.forward takes no argument; rename"):
+        remove_unused_columns(table, ["label", "label_ids"], "Net")
+
+
 def test_other_data_is_left_to_the_collator() -> None:
     stream = datasets.Dataset.from_dict(TABLE).to_iterable_dataset()
     rows = [{"text": "a"}]

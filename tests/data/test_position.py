@@ -15,7 +15,7 @@ from accelerate.utils import DataLoaderConfiguration
 from torch.utils.data import DataLoader, IterableDataset
 
 from mainspring.data.loaders import LoaderOptions, build_loader
-from mainspring.data.position import batch_samples, batches_from
+from mainspring.data.position import batches_from
 from mainspring.data.samplers import EpochRandomSampler
 
 
@@ -194,12 +194,6 @@ def test_epoch_reaches_the_dataset() -> None:
 def test_an_epoch_that_is_too_short_is_told(caplog: pytest.LogCaptureFixture) -> None:
     assert list(batches_from([1, 2], 0, skip=5)) == []
     assert "only 2" in caplog.text
-
-
-def test_batch_samples() -> None:
-    assert batch_samples({"text": ["a", "b"], "x": torch.ones(3, 2)}) == 3
-    assert batch_samples((torch.tensor(1.0), {"y": torch.ones(2)})) == 2
-    assert batch_samples(["a"]) == 0
 
 
 def _order(count: int, seed: int, epoch: int) -> EpochRandomSampler:

@@ -12,8 +12,7 @@ from torch.utils.data import DataLoader
 
 from mainspring.engines import build_engine
 from mainspring.engines.accelerator import build_accelerator
-from mainspring.engines.base import SingleProcess, WrapOptions, mark_last, real_rows
-from mainspring.engines.ddp import _first_rows, _repeat_last_row
+from mainspring.engines.base import SingleProcess, WrapOptions, mark_last
 
 
 @pytest.fixture
@@ -155,24 +154,23 @@ def test_the_last_item_is_marked(items: list[int], expected: list[tuple[int, boo
     assert list(mark_last(items)) == expected
 
 
-@pytest.mark.parametrize("samples", range(1, 20))
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_real_rows_add_up_to_the_samples(samples: int, world_size: int) -> None:
-    total = sum(
-        real_rows(samples, 3, rank, world_size, index) for index in range(samples) for rank in range(world_size)
-    )
-    assert total == samples
+def test_accumulation_by_the_users_code_keeps_what_the_loop_says(engine: SingleProcess) -> None:
+    """`with accelerator.accumulate(model)` in a copied `training_step` does not count micro-batches by itself."""
+    model = linear()
+    for sync in (False, True, False):
+        with engine.accumulate(model, sync=sync), engine.accelerator.accumulate(model):
+            assert engine.accelerator.sync_gradients is sync
 
 
-def test_rows_are_cut_and_filled_up_in_nested_structures() -> None:
-    batch = {"x": torch.arange(6).reshape(3, 2), "inner": (torch.arange(3), "text"), "scalar": torch.tensor(5)}
-    cut = _first_rows(batch, 2, 3)
-    assert cut["x"].tolist() == [[0, 1], [2, 3]]
-    assert cut["inner"][0].tolist() == [0, 1]
-    assert cut["inner"][1] == "text"
-    filled = _repeat_last_row(cut, 2, 3)
-    assert filled["x"].tolist() == [[0, 1], [2, 3], [2, 3]]
-    assert filled["scalar"].item() == 5
+def test_the_precision_of_an_accelerator_is_its_own() -> None:
+    first = build_accelerator(cpu=True, mixed_precision="bf16")
+    build_accelerator(cpu=True, mixed_precision="no")
+    assert first.mixed_precision == "bf16"
+
+
+def test_prepare_gives_what_the_engine_prepares(engine: SingleProcess) -> None:
+    model = linear()
+    assert engine.accelerator.prepare(model) is engine.prepare(model)
 
 
 def test_options_of_the_wrapper_are_those_that_were_set() -> None:

@@ -27,8 +27,9 @@ keywords, of which only `output_dir` may be positional: `TrainingArguments("out"
 line, `HfArgumentParser(TrainingArguments)` reads them as `--learning_rate 1e-4` or `--learning-rate 1e-4`; options of
 type bool may stand alone (`--bf16`).
 
-Values are checked together: one error names every option that cannot be, with its value and a way out. This page is
-made from the declarations in `src/mainspring/arguments`; `make docs` writes it.
+Values are checked together: one error names every option that cannot be, with its value and a way out. An option that
+was given, but can do nothing beside the others (`save_steps` with `save_strategy="epoch"`), is a warning that says why.
+This page is made from the declarations in `src/mainspring/arguments`; `make docs` writes it.
 
 ¹ not available yet: any value but the default raises an error that names the option.
 ² some values are not available yet; [they are listed below](#values-that-are-not-available-yet).

@@ -15,10 +15,19 @@ from mainspring.arguments.logging import LoggingArguments
 from mainspring.arguments.output import OutputArguments
 from mainspring.arguments.precision import PrecisionArguments
 from mainspring.arguments.saving import SavingArguments
+from mainspring.arguments.spellings import warn
 
 if TYPE_CHECKING:
     import torch
     from accelerate import PartialState
+
+_BETWEEN_PROCESSES = (
+    "ddp_find_unused_parameters",
+    "ddp_bucket_cap_mb",
+    "ddp_broadcast_buffers",
+    "ddp_static_graph",
+)
+"""Options that only act where processes exchange gradients."""
 
 
 class MachineProperties(SavingArguments, LoggingArguments, HardwareArguments, PrecisionArguments, OutputArguments):
@@ -36,7 +45,16 @@ class MachineProperties(SavingArguments, LoggingArguments, HardwareArguments, Pr
             by_itself = True if self.torch_compile and (self.bf16 or not self.fp16) else None
             runtime.apply_tf32(by_itself if self.tf32 is None else self.tf32, place.device.type)
             self.__dict__["_found_place"] = place
+            if place.world_size == 1:
+                self._say_what_only_several_processes_use()
         return place
+
+    def _say_what_only_several_processes_use(self) -> None:
+        """One warning, and only now: a script that sets these may as well have been started as several processes."""
+        given = {name: value for name in _BETWEEN_PROCESSES if (value := getattr(self, name)) is not None}
+        if given:
+            named = ", ".join(f"{name}={value}" for name, value in given.items())
+            warn(f"{named}: has no effect, because the run is one process; start it with torchrun", UserWarning)
 
     @property
     def distributed_state(self) -> PartialState:

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
+from mainspring.arguments.idle import NO_WARMUP
 from mainspring.errors import Problem
 
 if TYPE_CHECKING:
@@ -121,6 +122,18 @@ def persistence_needs_workers(a: TrainingArguments) -> Problem | None:
     return None
 
 
+def start_of_workers_needs_workers(a: TrainingArguments) -> Problem | None:
+    """Torch's loaders refuse it too, but only once training begins."""
+    if a.dataloader_multiprocessing_context is not None and a.dataloader_num_workers == 0:
+        return Problem(
+            "dataloader_multiprocessing_context",
+            a.dataloader_multiprocessing_context,
+            "dataloader_num_workers is 0",
+            "set dataloader_num_workers above 0",
+        )
+    return None
+
+
 def best_checkpoint_is_only_saved_on_evaluations(a: TrainingArguments) -> Problem | None:
     """save_strategy='best' waits for evaluations."""
     if a.save_strategy == "best" and a.eval_strategy == "no":
@@ -167,6 +180,7 @@ RULES: tuple[Rule, ...] = (
     metric_schedules_need_evaluations,
     prefetching_needs_workers,
     persistence_needs_workers,
+    start_of_workers_needs_workers,
     one_length,
     known_metric_inputs,
     known_token_counts,
@@ -202,7 +216,7 @@ def broken_rules(args: TrainingArguments, unknown: Collection[str] = ()) -> list
 
 def warmup_outlasts_the_run(a: TrainingArguments) -> Problem | None:
     """A short trial of a long run's options is common; it trains at a fraction of the learning rate."""
-    if 0 < a.max_steps < a.warmup_steps:
+    if 0 < a.max_steps < a.warmup_steps and a.lr_scheduler_type not in NO_WARMUP:
         why = f"max_steps is {a.max_steps}: the run ends before the learning rate reaches its peak"
         return Problem("warmup_steps", a.warmup_steps, why, "make it smaller, or give a share below 1")
     return None
@@ -216,4 +230,4 @@ def saves_never_come(a: TrainingArguments) -> Problem | None:
 
 
 NOTICES: tuple[Rule, ...] = (warmup_outlasts_the_run, saves_never_come)
-"""What is worth a warning."""
+"""What is worth a warning, besides options that have no effect (`idle`)."""

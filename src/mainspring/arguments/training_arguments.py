@@ -25,6 +25,7 @@ from mainspring.arguments.data import DataArguments
 from mainspring.arguments.docstring import default_of
 from mainspring.arguments.evaluation import EvaluationArguments
 from mainspring.arguments.hardware import HardwareArguments
+from mainspring.arguments.idle import idle_options
 from mainspring.arguments.logging import LoggingArguments
 from mainspring.arguments.machine import MachineProperties
 from mainspring.arguments.masking import mask_of
@@ -101,8 +102,8 @@ class TrainingArguments(
         if problems:
             raise OptionError([*problems, *self._unavailable()])
         self._refuse_unavailable()
-        for notice in NOTICES:
-            if (problem := notice(self)) is not None:
+        for problem in [*(notice(self) for notice in NOTICES), *idle_options(self)]:
+            if problem is not None:
                 warn(str(problem), UserWarning)
         self.__dict__["_ready"] = True
 

@@ -41,4 +41,6 @@ class Interruption:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
-        logger.warning("interrupted: saving a checkpoint after this update (press Ctrl-C again to stop at once)")
+        logger.warning(
+            "interrupted: stopping with a checkpoint after this update or evaluation (Ctrl-C again stops at once)"
+        )

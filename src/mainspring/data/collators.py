@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from mainspring.data.columns import ignored_columns_message, nothing_left
+from mainspring.data.columns import LABEL_COLUMNS, ignored_columns_message, nothing_left
 
 Batch = dict[str, Any]
 
-_LABEL_KEYS = ("label", "label_ids")
+DataCollator = Callable[[list[Any]], Batch]
+"""What ``data_collator`` takes: a function, or an object with ``__call__``, that makes a batch of a list of samples."""
 
 
 class DataCollatorMixin:
@@ -90,12 +91,12 @@ def _stacked(features: list[Any], column: _Column, label_column: _LabelColumn) -
     rows = _rows(features)
     first = rows[0]
     batch: Batch = {}
-    label_key = next((key for key in _LABEL_KEYS if first.get(key) is not None), None)
+    label_key = next((key for key in LABEL_COLUMNS if first.get(key) is not None), None)
     if label_key is not None:
         whole = _are_integers(first[label_key], inside=label_key == "label_ids")
         batch["labels"] = _built(rows, label_key, lambda values: label_column(values, whole))
     for key, value in first.items():
-        if value is not None and key not in _LABEL_KEYS and not isinstance(value, str):
+        if value is not None and key not in LABEL_COLUMNS and not isinstance(value, str):
             batch[key] = _built(rows, key, column)
     return batch
 
@@ -221,7 +222,7 @@ class DataCollatorWithPadding:
                 pad_to_multiple_of=self.pad_to_multiple_of,
                 return_tensors=self.return_tensors,
             )
-        for key in _LABEL_KEYS:
+        for key in LABEL_COLUMNS:
             if key in batch:
                 batch["labels"] = batch.pop(key)
         return batch

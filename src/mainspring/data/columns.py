@@ -9,6 +9,9 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
+LABEL_COLUMNS = ("label", "label_ids")
+"""Columns that collators rename to ``labels``: kept for every model, though its forward has no such argument."""
+
 
 def is_table(dataset: object) -> bool:
     """Whether ``dataset`` is a ``datasets.Dataset``, whose columns can be removed before it is read."""
@@ -52,8 +55,9 @@ def nothing_left(
 ) -> ValueError:
     """The error for data of which no column reaches the model."""
     where = f"{description} set" if description else "dataset"
+    taken = [name for name in signature_columns if name not in LABEL_COLUMNS]
     return ValueError(
         f"remove_unused_columns=True leaves no column of the {where}: it has {', '.join(map(str, ignored))}, but "
-        f"{model_name}.forward takes {', '.join(signature_columns)}; "
+        f"{model_name}.forward takes {', '.join(taken) or 'no argument'}; "
         "rename the columns or set remove_unused_columns=False"
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from mainspring.absent import not_available_yet
 from mainspring.data.collators import (
+    DataCollator,
     DataCollatorMixin,
     DataCollatorWithPadding,
     DefaultDataCollator,
@@ -10,8 +12,23 @@ from mainspring.data.collators import (
 )
 
 __all__ = [
+    "DataCollator",
     "DataCollatorMixin",
     "DataCollatorWithPadding",
     "DefaultDataCollator",
     "default_data_collator",
 ]
+
+__getattr__ = not_available_yet(
+    __name__,
+    "DataCollatorForLanguageModeling",
+    "DataCollatorForMultipleChoice",
+    "DataCollatorForPermutationLanguageModeling",
+    "DataCollatorForSeq2Seq",
+    "DataCollatorForTokenClassification",
+    "DataCollatorWithFlattening",
+    "numpy_default_data_collator",
+    "pad_without_fast_tokenizer_warning",
+    "to_numpy",
+    "torch_default_data_collator",
+)

@@ -112,5 +112,5 @@ def build_loader(
         order = seeded(order, torch.initial_seed() if seed is None else seed)
         batches = DealtBatches(order, batch_size, drop_last, rank, world_size, even)
         loader = DataLoader(dataset, batch_sampler=batches, **arguments)
-    loader.dealt = Dealt(world_size, even)  # type: ignore[attr-defined]
+    loader.dealt = Dealt(world_size, even)
     return loader

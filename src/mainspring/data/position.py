@@ -12,7 +12,6 @@ from typing import Any
 from torch.utils.data import DataLoader, IterableDataset
 
 from mainspring.data.samplers import DealtBatches
-from mainspring.metrics import find_batch_size
 
 logger = logging.getLogger(__name__)
 
@@ -43,11 +42,6 @@ def set_epoch(loader: object, epoch: int) -> None:
         method = getattr(part, "set_epoch", None)
         if callable(method):
             method(epoch)
-
-
-def batch_samples(batch: Any) -> int:
-    """Samples in ``batch``: rows of its first tensor or array; 0 if it holds none."""
-    return find_batch_size(batch) or 0
 
 
 def _parts(loader: object) -> list[object]:

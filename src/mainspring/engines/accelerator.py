@@ -23,6 +23,12 @@ class MainspringAccelerator(Accelerator):
     """An `accelerate.Accelerator` bound to an engine; what the engine does not say, Accelerate does."""
 
     _engine: SingleProcess
+    _precision: str
+
+    @property
+    def mixed_precision(self) -> str:
+        """This run's precision; Accelerate's own state holds that of the newest run of the process."""
+        return self._precision
 
     def bind(self, engine: SingleProcess) -> None:
         """Let the training verbs go to `engine` from now on."""
@@ -42,6 +48,23 @@ class MainspringAccelerator(Accelerator):
     def unscale_gradients(self, optimizer: Any = None) -> None:
         """Divide the gradients by the loss scale once per update; nothing to do without a scaler."""
         self._engine.unscale(optimizer)
+
+    def prepare_model(
+        self, model: torch.nn.Module, device_placement: bool | None = None, evaluation_mode: bool = False
+    ) -> torch.nn.Module:
+        """Place `model` and, for training, wrap it as the engine does; `prepare` comes here for every module."""
+        if evaluation_mode:
+            placed: torch.nn.Module = super().prepare_model(model, device_placement, evaluation_mode=True)
+            return placed
+        return self._engine.prepare(model)
+
+    @contextlib.contextmanager
+    def accumulate(self, *models: torch.nn.Module) -> Any:
+        """A micro-batch of the update in progress: whether it synchronises is what the training loop says."""
+        with contextlib.ExitStack() as contexts:
+            for model in models:
+                contexts.enter_context(self._engine.accumulate(model, self.sync_gradients))
+            yield
 
     @contextlib.contextmanager
     def no_sync(self, model: torch.nn.Module) -> Any:
@@ -99,6 +122,7 @@ def build_accelerator(
         dataloader_config=loader_configuration,
         kwargs_handlers=kwargs_handlers,
     )
+    accelerator._precision = mixed_precision
     if mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("fp16=True needs a GPU, and this run is on the CPU: use bf16=True, or drop the option")
     return accelerator

@@ -40,6 +40,7 @@ class SingleProcess:
         rank: Index of this process, 0 here.
         world_size: Number of processes, 1 here.
         step_was_skipped: Whether the last `step` was left out for an fp16 overflow.
+        exact_rows: Whether evaluations leave out the rows that only fill up a batch which Accelerate has shared.
     """
 
     def __init__(self, accelerator: MainspringAccelerator, wrap: WrapOptions) -> None:
@@ -50,6 +51,7 @@ class SingleProcess:
         self.world_size: int = accelerator.num_processes
         self.scaler: torch.amp.GradScaler | None = accelerator.scaler
         self.step_was_skipped = False
+        self.exact_rows = True
         self.optimizer: Optimizer | None = None
         self._unscaled = False
         self._placed: tuple[nn.Module, nn.Module] | None = None
@@ -70,6 +72,10 @@ class SingleProcess:
     def prepare(self, model: nn.Module) -> nn.Module:
         """Prepare `model` for training; what comes back is what `trainer.model_wrapped` is."""
         return self.place(model)
+
+    def to_device(self, tensor: torch.Tensor) -> torch.Tensor:
+        """`tensor` on the device. A copy from pinned memory to a GPU does not wait for what the GPU is doing."""
+        return tensor.to(self.device, non_blocking=self.device.type == "cuda")
 
     # ---- one update ----
 

@@ -73,6 +73,9 @@ class DDP(SingleProcess):
 
         A rank whose share is used up goes through the same collectives with a batch of which no row counts.
         """
+        if hasattr(loader, "end_of_dataloader") and self.exact_rows:
+            yield from self._prepared_batches(loader)
+            return
         dealt = getattr(loader, "dealt", None)
         if dealt is None or dealt.even:
             yield from super().evaluation_batches(loader)
@@ -84,6 +87,19 @@ class DDP(SingleProcess):
                 self._round = Round(rows, _row_count(batch))
                 yield batch, rows
                 self._round = None
+
+    def _prepared_batches(self, loader: Any) -> Iterator[tuple[Any, list[int] | None]]:
+        """The batches of a loader that Accelerate shares, the last one without its filling."""
+        for batch in loader:
+            held = _row_count(batch)
+            if not loader.end_of_dataloader or loader.remainder <= 0:
+                yield batch, None
+                continue
+            rows = [min(max(loader.remainder - rank * held, 0), held) for rank in range(self.world_size)]
+            own = rows[self.rank] or held
+            self._round = Round(rows, own)
+            yield _first_rows(batch, held, own), rows
+            self._round = None
 
     def _rounds(self, loader: Iterable[Any]) -> Iterator[tuple[Any, list[int]]]:
         """`(batch, rows of each rank)` until no rank has any row left."""
@@ -138,6 +154,11 @@ def _row_count(batch: Any) -> int:
         return batch.shape[0] if batch.ndim else 1
     parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (list, tuple)) else ()
     return next((count for part in parts if (count := _row_count(part))), 0)
+
+
+def _first_rows(data: Any, rows: int, keep: int) -> Any:
+    """The first `keep` rows of every tensor that has `rows` rows."""
+    return _map_rows(data, rows, lambda tensor: tensor[:keep])
 
 
 def _map_rows(data: Any, rows: int, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:

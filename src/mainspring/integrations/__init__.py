@@ -14,6 +14,8 @@ from accelerate.utils import (
     is_wandb_available,
 )
 
+from mainspring.absent import not_available_yet
+
 __all__ = [
     "is_clearml_available",
     "is_comet_available",
@@ -25,3 +27,26 @@ __all__ = [
     "is_trackio_available",
     "is_wandb_available",
 ]
+
+__getattr__ = not_available_yet(
+    __name__,
+    "AzureMLCallback",
+    "ClearMLCallback",
+    "CodeCarbonCallback",
+    "CometCallback",
+    "DVCLiveCallback",
+    "DagsHubCallback",
+    "FlyteCallback",
+    "KubeflowCallback",
+    "MLflowCallback",
+    "NeptuneCallback",
+    "SwanLabCallback",
+    "TensorBoardCallback",
+    "TrackioCallback",
+    "WandbCallback",
+    "get_available_reporting_integrations",
+    "get_reporting_integration_callbacks",
+    "run_hp_search_optuna",
+    "run_hp_search_ray",
+    "run_hp_search_wandb",
+)

@@ -2,4 +2,13 @@
 
 from __future__ import annotations
 
+from mainspring.absent import not_available_yet
+
 __all__: list[str] = []
+
+__getattr__ = not_available_yet(
+    __name__,
+    "NotebookProgressBar",
+    "NotebookProgressCallback",
+    "NotebookTrainingTracker",
+)

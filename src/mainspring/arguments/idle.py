@@ -1,0 +1,129 @@
+"""Options that can do nothing beside the others: the run is as it would be without them, and the user is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mainspring.arguments.docstring import default_of
+from mainspring.arguments.masking import shown
+from mainspring.errors import Problem
+
+if TYPE_CHECKING:
+    from mainspring.arguments.training_arguments import TrainingArguments
+
+NO_WARMUP = ("constant", "reduce_lr_on_plateau")
+"""Schedules that do not look at `warmup_steps`."""
+
+NO_ADAM = ("sgd", "adafactor", "adagrad", "rmsprop")
+"""Optimizers that do not look at Adam's options."""
+
+
+@dataclass(frozen=True)
+class Idle:
+    """Options that one state of the others makes idle.
+
+    Attributes:
+        options: Their names.
+        why: Given the arguments, says what makes them idle; None where they act.
+        fix: What to do about it.
+    """
+
+    options: tuple[str, ...]
+    why: Callable[[TrainingArguments], str | None]
+    fix: str
+
+
+def _no_warmup(a: TrainingArguments) -> str | None:
+    return f"the schedule {str(a.lr_scheduler_type)!r} has no warm-up" if a.lr_scheduler_type in NO_WARMUP else None
+
+
+def _no_adam(a: TrainingArguments) -> str | None:
+    return f"optim={str(a.optim)!r} does not read it" if a.optim in NO_ADAM else None
+
+
+def _epochs_are_not_counted(a: TrainingArguments) -> str | None:
+    # Below 0 says the same as max_steps does: that epochs do not count.
+    return f"max_steps is {a.max_steps}, and wins" if a.max_steps > 0 and a.num_train_epochs >= 0 else None
+
+
+def _nothing_is_recomputed(a: TrainingArguments) -> str | None:
+    off = "activation_checkpointing (gradient_checkpointing) is off, which these keywords are for"
+    return off if not a.activation_checkpointing and a.activation_checkpointing_kwargs else None
+
+
+def _no_workers(a: TrainingArguments) -> str | None:
+    return "dataloader_num_workers is 0, and one process keeps the order" if a.dataloader_num_workers == 0 else None
+
+
+# An interval of 0 agrees with every strategy that does not count updates.
+
+
+def _other_evaluations(a: TrainingArguments) -> str | None:
+    return f"eval_strategy is {str(a.eval_strategy)!r}" if a.eval_strategy != "steps" and a.eval_steps else None
+
+
+def _other_logs(a: TrainingArguments) -> str | None:
+    # Evaluations may have taken their interval from here.
+    other = a.logging_strategy != "steps" and a.eval_strategy != "steps" and a.logging_steps
+    return f"logging_strategy is {str(a.logging_strategy)!r}" if other else None
+
+
+def _other_saves(a: TrainingArguments) -> str | None:
+    return f"save_strategy is {str(a.save_strategy)!r}" if a.save_strategy != "steps" and a.save_steps else None
+
+
+def _no_saves(a: TrainingArguments) -> str | None:
+    return "save_strategy is 'no': there are no checkpoints to count" if a.save_strategy == "no" else None
+
+
+def _nothing_is_compared(a: TrainingArguments) -> str | None:
+    return "eval_strategy is 'no': no models are compared" if a.eval_strategy == "no" else None
+
+
+def _no_metric(a: TrainingArguments) -> str | None:
+    return "no metric_for_best_model is set" if a.metric_for_best_model is None else None
+
+
+def _no_device_cache(a: TrainingArguments) -> str | None:
+    return "use_cpu=True, and the CPU has no such cache" if a.use_cpu else None
+
+
+IDLE: tuple[Idle, ...] = (
+    Idle(("warmup_steps",), _no_warmup, "use 'constant_with_warmup' or another schedule, or leave it out"),
+    Idle(("adam_beta1", "adam_beta2", "adam_epsilon"), _no_adam, "give what the optimizer has in optim_args"),
+    Idle(("num_train_epochs",), _epochs_are_not_counted, "give one of the two"),
+    Idle(
+        ("activation_checkpointing_kwargs",),
+        _nothing_is_recomputed,
+        "set activation_checkpointing=True, or leave gradient_checkpointing_kwargs and its newer name out",
+    ),
+    Idle(("dataloader_in_order",), _no_workers, "set dataloader_num_workers above 0, or leave it out"),
+    Idle(("eval_steps",), _other_evaluations, "set eval_strategy='steps', or leave it out"),
+    Idle(("logging_steps",), _other_logs, "set logging_strategy='steps', or leave it out"),
+    Idle(("save_steps",), _other_saves, "set save_strategy='steps', or leave it out"),
+    Idle(("save_total_limit",), _no_saves, "set another save_strategy, or leave it out"),
+    Idle(("metric_for_best_model",), _nothing_is_compared, "set eval_strategy='steps' or 'epoch', or leave it out"),
+    Idle(("greater_is_better",), _no_metric, "name the metric, or leave it out"),
+    Idle(("torch_empty_cache_steps",), _no_device_cache, "leave it out on the CPU"),
+)
+"""One line a group. The `ddp_*` options are not here: how many processes there are shows later, in `machine`."""
+
+
+def idle_options(args: TrainingArguments) -> Iterator[Problem]:
+    """A complaint for each option that was given and that the others keep from doing anything."""
+    for idle in IDLE:
+        given = [name for name in idle.options if _was_given(args, name)]
+        why = idle.why(args) if given else None
+        if why is not None:
+            for name in given:
+                yield Problem(name, shown(name, getattr(args, name)), f"has no effect, because {why}", idle.fix)
+
+
+def _was_given(args: TrainingArguments, name: str) -> bool:
+    """Whether the user chose it: neither our default nor that of the user's own subclass."""
+    from mainspring.arguments.training_arguments import TrainingArguments
+
+    declared = (TrainingArguments.__dataclass_fields__[name], type(args).__dataclass_fields__[name])
+    return getattr(args, name) not in [default_of(field) for field in declared]

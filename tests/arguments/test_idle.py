@@ -1,0 +1,130 @@
+"""Options that cannot act in their combination are said at construction: each once, and only where it was given."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from typing import Any
+
+import pytest
+
+from mainspring import Seq2SeqTrainingArguments, TrainingArguments
+from mainspring.arguments.idle import IDLE, NO_ADAM, NO_WARMUP
+from mainspring.arguments.not_yet import AVAILABLE
+
+EVALUATED = {"eval_strategy": "steps", "eval_steps": 100}
+
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    # option: itself, what makes it idle, what lets it act
+    "warmup_steps": ({"warmup_steps": 10}, {"lr_scheduler_type": "constant"}, {"lr_scheduler_type": "inverse_sqrt"}),
+    "adam_beta1": ({"adam_beta1": 0.8}, {"optim": "sgd"}, {"optim": "adamw_torch"}),
+    "adam_beta2": ({"adam_beta2": 0.99}, {"optim": "adafactor"}, {}),
+    "adam_epsilon": ({"adam_epsilon": 1e-6}, {"optim": "rmsprop"}, {"optim": "adamw_torch_fused"}),
+    "num_train_epochs": ({"num_train_epochs": 2}, {"max_steps": 5}, {"max_steps": -1}),
+    "activation_checkpointing_kwargs": (
+        {"gradient_checkpointing_kwargs": {"use_reentrant": False}},
+        {},
+        {"gradient_checkpointing": True},
+    ),
+    "dataloader_in_order": ({"dataloader_in_order": False}, {}, {"dataloader_num_workers": 1}),
+    "eval_steps": ({"eval_steps": 10}, {"eval_strategy": "epoch"}, {"eval_strategy": "steps"}),
+    "logging_steps": ({"logging_steps": 10}, {"logging_strategy": "epoch"}, {"logging_strategy": "steps"}),
+    "save_steps": ({"save_steps": 10}, {"save_strategy": "epoch"}, {}),
+    "save_total_limit": ({"save_total_limit": 2}, {"save_strategy": "no"}, {"save_strategy": "epoch"}),
+    "metric_for_best_model": ({"metric_for_best_model": "accuracy"}, {}, {"eval_strategy": "epoch"}),
+    "greater_is_better": (
+        {"greater_is_better": True},
+        {"eval_strategy": "epoch"},
+        {"eval_strategy": "epoch", "metric_for_best_model": "accuracy"},
+    ),
+    "torch_empty_cache_steps": ({"torch_empty_cache_steps": 4}, {"use_cpu": True}, {}),
+}
+
+QUIET_COMBINATIONS: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "defaults written out": {"logging_steps": 500, "logging_strategy": "no", "save_steps": 500, "save_strategy": "no"},
+    "intervals of 0": {"logging_steps": 0, "logging_strategy": "no", "save_steps": 0, "save_strategy": "no"},
+    "evaluations take the interval of logs": {"logging_steps": 10, "logging_strategy": "no", "eval_strategy": "steps"},
+    "epochs are said not to count": {"num_train_epochs": -1, "max_steps": 5},
+    "a schedule that follows the loss": {"lr_scheduler_type": "reduce_lr_on_plateau", **EVALUATED},
+    "the best model by the default metric": {"load_best_model_at_end": True, "save_steps": 100, **EVALUATED},
+    "no keywords of recomputing": {"gradient_checkpointing_kwargs": {}},
+    "a metric for early stopping": {"metric_for_best_model": "accuracy", "eval_strategy": "epoch"},
+    "an example script": {
+        "learning_rate": 2e-5,
+        "per_device_train_batch_size": 16,
+        "num_train_epochs": 5,
+        "weight_decay": 0.01,
+        "warmup_steps": 0.1,
+        "logging_steps": 10,
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch",
+        "save_total_limit": 2,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "accuracy",
+        "seed": 1,
+    },
+}
+
+
+def test_every_idle_option_has_a_case() -> None:
+    listed = [name for idle in IDLE for name in idle.options]
+    assert sorted(listed) == sorted(CASES)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_option_without_effect_is_one_warning_with_its_value_and_the_way_out(name: str) -> None:
+    given, idle, acting = CASES[name]
+    value = next(iter(given.values()))
+    with pytest.warns(UserWarning, match=f"^{name}=.*: has no effect, because .+; .+") as caught:
+        TrainingArguments("out", **given, **idle)
+    assert [(warning.filename, warning.category) for warning in caught] == [(__file__, UserWarning)]
+    assert repr(value) in str(caught[0].message)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        TrainingArguments("out", **given, **acting)
+
+
+@pytest.mark.parametrize("options", QUIET_COMBINATIONS.values(), ids=QUIET_COMBINATIONS)
+def test_ordinary_combinations_are_quiet(options: dict[str, Any]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        args = Seq2SeqTrainingArguments("out", **options)
+        type(args)(**args.to_dict())
+
+
+def test_each_idle_option_of_a_group_is_named() -> None:
+    with pytest.warns(UserWarning, match="no effect") as caught:
+        TrainingArguments("out", optim="adagrad", adam_beta1=0.8, adam_epsilon=1e-6)
+    assert [str(warning.message).partition("=")[0] for warning in caught] == ["adam_beta1", "adam_epsilon"]
+
+
+def test_the_default_of_a_subclass_is_not_the_users_choice() -> None:
+    @dataclasses.dataclass
+    class Mine(TrainingArguments):
+        logging_steps: float = 10
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Mine("out", logging_strategy="epoch")
+    with pytest.warns(UserWarning, match="^logging_steps=20"):
+        Mine("out", logging_strategy="epoch", logging_steps=20)
+
+
+def test_the_lists_of_names_agree_with_what_is_built() -> None:
+    """An optimizer or schedule that is added must be put on a side."""
+    import inspect
+
+    from mainspring.optimizers import OPTIMIZERS, OptimizerRequest
+    from mainspring.schedulers import SCHEDULERS
+
+    def reads_adam(name: str) -> bool:
+        request = OptimizerRequest(name=name, learning_rate=0.1, betas=(0.5, 0.6), epsilon=0.7, options={}, model=None)
+        kwargs = OPTIMIZERS[name](request)[1]
+        return kwargs.get("betas") == (0.5, 0.6) and kwargs.get("eps") == 0.7
+
+    assert set(NO_ADAM) == {name for name in AVAILABLE["optim"] if not reads_adam(name)}
+    takes_warmup = {
+        name for name in SCHEDULERS.names() if "num_warmup_steps" in inspect.signature(SCHEDULERS[name]).parameters
+    }
+    assert set(NO_WARMUP) == AVAILABLE["lr_scheduler_type"] - takes_warmup
