@@ -272,6 +272,7 @@ class Trainer(OlderNames):
         self._eval_items: tuple[Any, Any] | None = (
             None  # of the last evaluation loss: its items, and what makes it a sum
         )
+        self._log = adapt(self.log, ("logs", "start_time"))
         self._parts: models.Parts | None = None  # of the model in training
         self._loss_seam: tuple[Any, bool] = (None, True)  # the `compute_loss` in use, and whether it takes item counts
 
@@ -959,6 +960,7 @@ class Trainer(OlderNames):
         self._flop_counter = models.FlopCounter(self.model)
         self._parts = None
         self._normalises = None
+        self._log = adapt(self.log, ("logs", "start_time"))
         if checkpoint is not None and self._own.resume_log_window:
             self._window.total.fill_(self._progress.window_loss)
             self._globalstep_last_logged = step - self._progress.window_steps
@@ -1276,7 +1278,7 @@ class Trainer(OlderNames):
         self._total_loss_scalar += total
         self._globalstep_last_logged = step
         self.store_flos()
-        adapt(self.log, ("logs", "start_time"))(logs, start_time)
+        self._log(logs, start_time)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add `epoch` (and token counts) to `logs`, keep them in the history, and tell the callbacks."""
