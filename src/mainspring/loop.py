@@ -185,7 +185,8 @@ class UpdateRunner:
     def _step(self, trainer: Trainer) -> None:
         """Clip, step, move the schedule, forget the gradients."""
         model = self.run.model
-        clipped = trainer._clip_grad_norm(model) if trainer.args.max_grad_norm > 0 else None
+        limit = trainer.args.max_grad_norm
+        clipped = trainer._clip_grad_norm(model) if limit is not None and limit > 0 else None
         self.grad_norm = trainer._get_grad_norm(model, grad_norm=clipped)
         trainer._fire("on_pre_optimizer_step")
         trainer._engine.step(trainer.optimizer)

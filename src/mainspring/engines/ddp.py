@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,6 +25,7 @@ class DDP(SingleProcess):
     def __init__(self, accelerator: MainspringAccelerator, wrap: WrapOptions) -> None:
         super().__init__(accelerator, wrap)
         self._round: Round | None = None
+        _leave_at_exit()
         asked = int(os.environ.get("WORLD_SIZE", self.world_size))
         if not dist.is_initialized() or dist.get_world_size() != asked or self.world_size != asked:
             joined = dist.get_world_size() if dist.is_initialized() else 1
@@ -139,6 +142,12 @@ class DDP(SingleProcess):
             fitted = torch.cat([fitted, fitted[-1:].expand(width - fitted.shape[0], *fitted.shape[1:])])
         every = self.accelerator.gather(fitted.contiguous()).split(width)
         return torch.cat([part[:count] for part, count in zip(every, rows, strict=True)])
+
+
+@functools.cache
+def _leave_at_exit() -> None:
+    """Leave the process group before the interpreter goes: gloo's threads otherwise abort some exits, with status -6."""
+    atexit.register(lambda: dist.destroy_process_group() if dist.is_initialized() else None)
 
 
 class Round(NamedTuple):
