@@ -32,7 +32,7 @@ def test_what_cannot_be_done_is_refused_by_name(name: str, arguments: tuple[Any,
 
 
 def test_there_is_no_push_to_finish(tmp_path: Path) -> None:
-    trainer_in(tmp_path)._finish_current_push()
+    assert trainer_in(tmp_path)._finish_current_push() is None
 
 
 def test_metrics_are_reported_to_nobody_outside_a_search(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from mainspring.absent import not_available_yet
+from mainspring.absent import LATER_COLLATORS, not_available_yet
 
 __version__ = "0.1.0"
 
@@ -182,12 +182,7 @@ _MODULES = frozenset(
 
 _refuse = not_available_yet(
     __name__,
-    "DataCollatorForLanguageModeling",
-    "DataCollatorForMultipleChoice",
-    "DataCollatorForPermutationLanguageModeling",
-    "DataCollatorForSeq2Seq",
-    "DataCollatorForTokenClassification",
-    "DataCollatorWithFlattening",
+    *LATER_COLLATORS,
     "GreedyLR",
     "Seq2SeqTrainer",
     "get_greedy_schedule",

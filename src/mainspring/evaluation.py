@@ -238,15 +238,19 @@ class EvaluationLoop:
         compute = self.trainer.compute_metrics
         if compute is None or logits is None or labels is None:
             return
+        prediction = self._asked_for(logits, labels, losses, inputs)
+        is_last = self.trainer.accelerator.gradient_state.end_of_dataloader
+        self.metrics = compute(prediction, compute_result=is_last)
+
+    def _asked_for(self, predictions: Any, labels: Any, losses: Any, inputs: Any) -> EvalPrediction:
+        """What `compute_metrics` is given: losses and inputs only where `include_for_metrics` names them."""
         wanted = self.args.include_for_metrics
-        prediction = EvalPrediction(
-            predictions=logits,
+        return EvalPrediction(
+            predictions=predictions,
             label_ids=labels,
             losses=losses if "loss" in wanted else None,
             inputs=inputs if "inputs" in wanted else None,
         )
-        is_last = self.trainer.accelerator.gradient_state.end_of_dataloader
-        self.metrics = compute(prediction, compute_result=is_last)
 
     def finish(self, prefix: str, num_samples: int) -> EvalLoopOutput:
         """Compute the metrics and hand out the arrays."""
@@ -255,15 +259,7 @@ class EvaluationLoop:
         metrics = self.metrics or {}
         compute = self.trainer.compute_metrics
         if compute is not None and predictions is not None and labels is not None and not self.args.batch_eval_metrics:
-            wanted = self.args.include_for_metrics
-            metrics = compute(
-                EvalPrediction(
-                    predictions=predictions,
-                    label_ids=labels,
-                    losses=losses if "loss" in wanted else None,
-                    inputs=inputs if "inputs" in wanted else None,
-                )
-            )
+            metrics = compute(self._asked_for(predictions, labels, losses, inputs))
         metrics = denumpify_detensorize(metrics)
         if self.saw_loss:
             metrics[f"{prefix}_loss"] = self._loss(losses)

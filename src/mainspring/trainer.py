@@ -30,7 +30,7 @@ from mainspring.callbacks.flow import DefaultFlowCallback
 from mainspring.callbacks.preemption import Interruption
 from mainspring.callbacks.progress import PrinterCallback, ProgressCallback
 from mainspring.data.collators import DataCollatorWithPadding, RemoveColumnsCollator, default_data_collator
-from mainspring.data.columns import remove_unused_columns
+from mainspring.data.columns import is_table, remove_unused_columns
 from mainspring.data.loaders import LoaderOptions, build_loader
 from mainspring.data.position import batches_from
 from mainspring.data.samplers import EpochRandomSampler, IterableShard
@@ -512,7 +512,7 @@ class Trainer(OlderNames):
     ) -> DataLoader[Any]:
         """A loader of this process's share of `dataset`, with the columns that the model does not take left out."""
         collate = self.data_collator
-        if _is_datasets_dataset(dataset):
+        if is_table(dataset):
             dataset = self._remove_unused_columns(dataset, description=description)
         else:
             collate = self._get_collator_with_removed_columns(collate, description=description)
@@ -1667,11 +1667,6 @@ def _overrides(trainer: Trainer, name: str) -> bool:
     """Whether a subclass, or the instance itself, replaces a method of `Trainer`."""
     method = getattr(trainer, name)
     return getattr(method, "__func__", method) is not getattr(Trainer, name)
-
-
-def _is_datasets_dataset(dataset: Any) -> bool:
-    library = sys.modules.get("datasets")
-    return library is not None and isinstance(dataset, library.Dataset)
 
 
 __all__: Sequence[Literal["Trainer"]] = ["Trainer"]

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from mainspring.data.samplers import mark_last
 from mainspring.engines import build_engine
 from mainspring.engines.accelerator import build_accelerator
-from mainspring.engines.base import SingleProcess, WrapOptions, mark_last
+from mainspring.engines.base import SingleProcess, WrapOptions
 
 
 @pytest.fixture

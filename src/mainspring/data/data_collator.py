@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mainspring.absent import not_available_yet
+from mainspring.absent import LATER_COLLATORS, not_available_yet
 from mainspring.data.collators import (
     DataCollator,
     DataCollatorMixin,
@@ -21,12 +21,7 @@ __all__ = [
 
 __getattr__ = not_available_yet(
     __name__,
-    "DataCollatorForLanguageModeling",
-    "DataCollatorForMultipleChoice",
-    "DataCollatorForPermutationLanguageModeling",
-    "DataCollatorForSeq2Seq",
-    "DataCollatorForTokenClassification",
-    "DataCollatorWithFlattening",
+    *LATER_COLLATORS,
     "numpy_default_data_collator",
     "pad_without_fast_tokenizer_warning",
     "to_numpy",

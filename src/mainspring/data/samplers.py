@@ -182,7 +182,7 @@ class DealtBatches(BatchSampler):
 
     def _own_batches(self, skipped: int) -> Iterator[list[int]]:
         first: list[list[int]] = []
-        for number, (dealt, is_last) in enumerate(_mark_last(_chunks(self._global_batches(), self.world_size))):
+        for number, (dealt, is_last) in enumerate(mark_last(_chunks(self._global_batches(), self.world_size))):
             first = first or dealt
             if number < skipped:
                 continue
@@ -217,7 +217,8 @@ def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield chunk
 
 
-def _mark_last(items: Iterable[T]) -> Iterator[tuple[T, bool]]:
+def mark_last(items: Iterable[T]) -> Iterator[tuple[T, bool]]:
+    """Yield `(item, is_last)`, reading one item ahead."""
     iterator = iter(items)
     for current in iterator:
         for following in iterator:

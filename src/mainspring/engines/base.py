@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from mainspring.data.samplers import mark_last
+
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
@@ -202,16 +204,3 @@ def _remainder(loader: Iterable[Any], world_size: int) -> int:
     except (TypeError, AttributeError):
         return -1
     return samples % (batch_size * world_size) if batch_size else -1
-
-
-def mark_last(items: Iterable[Any]) -> Iterator[tuple[Any, bool]]:
-    """Yield `(item, is_last)`, reading one item ahead."""
-    iterator = iter(items)
-    try:
-        current = next(iterator)
-    except StopIteration:
-        return
-    for following in iterator:
-        yield current, False
-        current = following
-    yield current, True

@@ -13,7 +13,8 @@ import torch
 from torch import distributed as dist, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mainspring.engines.base import SingleProcess, WrapOptions, mark_last
+from mainspring.data.samplers import mark_last
+from mainspring.engines.base import SingleProcess, WrapOptions
 
 if TYPE_CHECKING:
     from mainspring.engines.accelerator import MainspringAccelerator
