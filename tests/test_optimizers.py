@@ -21,6 +21,7 @@ from mainspring.optimizers import (
     OptimizerRequest,
     build_optimizer,
     decay_parameter_names,
+    decay_parameter_names_of_4_37,
     get_parameter_names,
     is_optimizer_factory,
     optimizer_class_and_kwargs,
@@ -193,6 +194,24 @@ def test_decayed_names_equal_the_reference_in_order(name: str) -> None:
     model = MODELS[name]()
     trainer = transformers.Trainer.__new__(transformers.Trainer)
     assert decay_parameter_names(model) == trainer.get_decay_parameter_names(model)
+
+
+def test_the_older_generation_knew_normalisations_by_their_classes() -> None:
+    class T5LayerNorm(nn.Linear):
+        """Not the one of transformers."""
+
+    model = nn.ModuleDict(
+        {
+            "dense": nn.Linear(2, 2),
+            "unbiased": nn.Linear(2, 2, bias=False),
+            "real": nn.LayerNorm(2),
+            "rms_norm": nn.RMSNorm(2),
+            "own": T5LayerNorm(2, 2, bias=False),
+            "theirs": transformers.models.t5.modeling_t5.T5LayerNorm(2),
+        }
+    )
+    assert decay_parameter_names_of_4_37(model) == ["dense.weight", "rms_norm.weight", "own.weight"]
+    assert decay_parameter_names(model) == ["dense.weight", "own.weight", "theirs.weight"]
 
 
 @pytest.mark.parametrize("types", [[], [nn.LayerNorm], [nn.Linear, nn.Embedding]], ids=["all", "norm", "linear"])

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from mainspring.arguments.option import pairs, parts_of
 from mainspring.errors import NotAvailableError, Problem, did_you_mean
 from mainspring.names import OPTIMIZER_NAMES
 from mainspring.registry import Registry
@@ -94,13 +95,11 @@ def parse_optim_args(text: str | None) -> dict[str, str]:
     """Read `"key=value,key=value"`; spaces do not count, values stay text.
 
     Raises:
-        ValueError: A part without `=`.
+        ValueError: A part without `=`, or a key that is given twice.
     """
-    parts = [part for part in (text or "").replace(" ", "").split(",") if part]
-    for part in parts:
-        if "=" not in part:
-            raise ValueError(f"optim_args={text!r}: {part!r} is not of the form key=value; write 'key=value,key=value'")
-    return dict(part.split("=", 1) for part in parts)
+    if complaint := pairs(text or ""):
+        raise ValueError(f"optim_args={text!r}: {complaint}; write 'key=value,key=value'")
+    return dict(part.split("=", 1) for part in parts_of(text or ""))
 
 
 def _boolean(text: str) -> bool:
@@ -225,6 +224,34 @@ def _tails(name: str) -> Iterator[str]:
 def decay_parameter_names(model: nn.Module, patterns: Sequence[str] = NO_DECAY_PATTERNS) -> list[str]:
     """The names of the parameters that weight decay applies to: all but biases and those of normalisations."""
     return get_parameter_names(model, [nn.LayerNorm], patterns)
+
+
+NORMALISATIONS_OF_4_37 = frozenset(
+    {
+        "IdeficsRMSNorm",
+        "LlamaRMSNorm",
+        "LongT5LayerNorm",
+        "MegaSequenceNorm",
+        "Pix2StructLayerNorm",
+        "Pop2PianoLayerNorm",
+        "SwitchTransformersLayerNorm",
+        "T5LayerNorm",
+    }
+)
+"""Classes of transformers models that its version 4.37 knew as normalisations, beside `nn.LayerNorm`."""
+
+
+def decay_parameter_names_of_4_37(model: nn.Module) -> list[str]:
+    """The names of the parameters that weight decay applied to in version 4.37 of transformers.
+
+    A normalisation of another class, such as `MistralRMSNorm`, is decayed; what has "bias" anywhere in its name is not.
+    """
+    kinds = {type(module) for module in model.modules() if _is_normalisation_of_4_37(type(module))}
+    return [name for name in get_parameter_names(model, [nn.LayerNorm, *kinds]) if "bias" not in name]
+
+
+def _is_normalisation_of_4_37(kind: type) -> bool:
+    return kind.__name__ in NORMALISATIONS_OF_4_37 and kind.__module__.startswith("transformers.")
 
 
 def parameter_groups(model: nn.Module, decay_names: Collection[str], weight_decay: float) -> list[dict[str, Any]]:

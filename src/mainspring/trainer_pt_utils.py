@@ -1,8 +1,9 @@
-"""Door: what scripts import from ``trainer_pt_utils``: nested tensors, samplers, label smoothing."""
+"""Door: what scripts import from ``trainer_pt_utils``: nested tensors, samplers, label smoothing, settings."""
 
 from __future__ import annotations
 
 from mainspring.absent import not_available_yet
+from mainspring.arguments.accelerator_config import AcceleratorConfig
 from mainspring.data.samplers import LengthGroupedSampler, get_length_grouped_indices
 from mainspring.data.stream_shard import IterableDatasetShard
 from mainspring.loss import LabelSmoother
@@ -23,6 +24,7 @@ from mainspring.optimizers import get_parameter_names
 from mainspring.processes import torch_distributed_zero_first
 
 __all__ = [
+    "AcceleratorConfig",
     "EvalLoopContainer",
     "IterableDatasetShard",
     "LabelSmoother",
@@ -44,7 +46,6 @@ __all__ = [
 
 __getattr__ = not_available_yet(
     __name__,
-    "AcceleratorConfig",
     "BatchRebalanceSampler",
     "DistributedLengthGroupedSampler",
     "DistributedSamplerWithLoop",

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from pathlib import Path
 
 import pytest
+import transformers
 
 from mainspring import Seq2SeqTrainingArguments
 from mainspring.arguments import docs, not_yet, spellings
+from mainspring.arguments.generations import AFTER_4_37, since
+from mainspring.arguments.idle import IDLE
+from mainspring.arguments.interactions import options_read
+from mainspring.arguments.machine import BETWEEN_PROCESSES
+from mainspring.arguments.rules import NOTICES, RULES
 
 PAGE = docs.page()
 ROOT = Path(__file__).parents[2]
@@ -16,25 +23,75 @@ ROOT = Path(__file__).parents[2]
 
 def rows() -> dict[str, list[str]]:
     """The cells of each option's row."""
-    lines = [line.replace("\\|", "¦") for line in PAGE.split("## Values")[0].splitlines() if line.startswith("| `")]
+    lines = [
+        line.replace("\\|", "¦") for line in PAGE.split("## What must hold")[0].splitlines() if line.startswith("| `")
+    ]
     return {line.split("`")[1]: [cell.strip() for cell in line.split("|")[1:-1]] for line in lines}
 
 
 def test_every_option_has_its_row() -> None:
     table = rows()
     assert set(table) == {field.name for field in dataclasses.fields(Seq2SeqTrainingArguments)}
-    assert table["learning_rate"] == ["`learning_rate`", "float", "`5e-05`", "Peak learning rate of the schedule."]
+    learning_rate = ["`learning_rate`", "float", "`5e-05`", "Peak learning rate of the schedule.", "4.37", ""]
+    assert table["learning_rate"] == learning_rate
     assert table["eval_strategy"][1:3] == ["`no` `steps` `epoch`", "no"]
-    assert all(len(cells) == 4 and cells[1] and cells[3] for cells in table.values())
+    assert all(len(cells) == 6 and cells[1] and cells[3] and cells[4] for cells in table.values())
+
+
+def test_it_says_since_when_there_is_an_option() -> None:
+    since = {name: cells[4] for name, cells in rows().items()}
+    assert since["seed"] == "4.37"
+    assert since["eval_strategy"] == "5, also `evaluation_strategy`"
+    assert since["warmup_steps"] == "4.37, also `warmup_ratio`"
+    assert since["fsdp_config"] == "4.37, also `fsdp_min_num_params` `fsdp_transformer_layer_cls_to_wrap`"
+    assert since["compat"] == "Mainspring"
+    older = {name for cell in since.values() for name in cell.split("`")[1::2]}
+    assert older == {*spellings.RENAMED, *spellings.TRANSLATED}
+
+
+@pytest.mark.parity
+def test_the_options_that_came_after_4_37_are_the_references() -> None:
+    theirs = {field.name for field in dataclasses.fields(transformers.Seq2SeqTrainingArguments)}
+    assert theirs >= AFTER_4_37
+    assert len(theirs - AFTER_4_37) == 91  # as many names do both generations share
+    assert {name for name in rows() if since(name) == "Mainspring"}.isdisjoint(theirs)
+
+
+def test_it_says_which_options_bear_on_each_other() -> None:
+    partners = {name: set(cells[5].split("`")[1::2]) for name, cells in rows().items()}
+    assert partners["fp16"] == {"bf16"}
+    assert partners["adam_beta1"] == {"optim"}
+    assert partners["optim"] == {"adam_beta1", "adam_beta2", "adam_epsilon"}
+    assert partners["load_best_model_at_end"] == {"eval_strategy", "save_strategy", "eval_steps", "save_steps"}
+    assert partners["learning_rate"] == set()
+    for name, others in partners.items():
+        assert all(name in partners[other] for other in others), name
+
+
+SECTIONS = {"## What must hold between options": RULES, "## What has no effect": [*NOTICES, *(i.why for i in IDLE)]}
+
+
+@pytest.mark.parametrize("title", SECTIONS)
+def test_every_rule_between_options_is_listed(title: str) -> None:
+    section = PAGE.split(title)[1].split("\n## ")[0]
+    for rule in SECTIONS[title]:
+        options = options_read(rule)
+        assert options, rule
+        said = str(inspect.getdoc(rule)).splitlines()[0]
+        assert (f"| {said} |" in section) == (len(options) > 1 or title == "## What has no effect"), rule
+    for option in BETWEEN_PROCESSES:
+        assert f"`{option}`" in PAGE.split("## What has no effect")[1]
 
 
 def test_what_is_not_available_is_marked() -> None:
     for name, cells in rows().items():
         assert ("¹" in cells[0]) == (name in not_yet.OPTIONS)
-        assert ("²" in cells[0]) == (name in not_yet.AVAILABLE)
+        assert ("²" in cells[0]) == (name in {*not_yet.AVAILABLE, "report_to", "accelerator_config"})
     listed = PAGE.split("## Values that are not available yet")[1].split("## Older")[0]
     assert "`lomo`" in listed
     assert "`adafactor`" not in listed
+    assert "`split_batches=False`" in listed
+    assert "split_batches=True" not in listed
 
 
 @pytest.mark.parametrize("name", sorted(spellings.OLDER_NAMES))

@@ -60,10 +60,10 @@ def test_ours_pass_until_they_are_changed() -> None:
     args = TrainingArguments("out")
     check_foreign(args)
     args.push_to_hub = True
-    args.compat = "4.37"
+    args.optim = "lomo"
     with pytest.raises(NotAvailableError) as error:
         check_foreign(args)
-    assert {problem.option for problem in error.value.problems} == {"push_to_hub", "compat"}
+    assert {problem.option for problem in error.value.problems} == {"push_to_hub", "optim"}
 
 
 def test_an_object_of_no_known_class_is_read_by_the_references_names() -> None:

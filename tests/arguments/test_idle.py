@@ -14,6 +14,10 @@ from mainspring.arguments.not_yet import AVAILABLE
 
 EVALUATED = {"eval_strategy": "steps", "eval_steps": 100}
 
+NO_SAVES = {"save_strategy": "no"}
+
+OLDER = {"compat": "4.37", "report_to": "none"}
+
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     # option: itself, what makes it idle, what lets it act
     "warmup_steps": ({"warmup_steps": 10}, {"lr_scheduler_type": "constant"}, {"lr_scheduler_type": "inverse_sqrt"}),
@@ -31,12 +35,19 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "logging_steps": ({"logging_steps": 10}, {"logging_strategy": "epoch"}, {"logging_strategy": "steps"}),
     "save_steps": ({"save_steps": 10}, {"save_strategy": "epoch"}, {}),
     "save_total_limit": ({"save_total_limit": 2}, {"save_strategy": "no"}, {"save_strategy": "epoch"}),
+    "save_only_model": ({"save_only_model": True}, NO_SAVES, {**NO_SAVES, "save_on_exception": True}),
+    "save_failure": ({"save_failure": "raise"}, NO_SAVES, {**NO_SAVES, "enable_jit_checkpoint": True}),
+    "save_in_background": ({"save_in_background": True}, NO_SAVES, {**NO_SAVES, "max_time": 60}),
+    "stop_signals": ({"stop_signals": ["SIGTERM"]}, NO_SAVES, {**NO_SAVES, "max_time": "1:00"}),
+    "eval_delay": ({"eval_delay": 2}, {}, {"eval_strategy": "epoch"}),
     "metric_for_best_model": ({"metric_for_best_model": "accuracy"}, {}, {"eval_strategy": "epoch"}),
     "greater_is_better": (
         {"greater_is_better": True},
         {"eval_strategy": "epoch"},
         {"eval_strategy": "epoch", "metric_for_best_model": "accuracy"},
     ),
+    "average_tokens_across_devices": ({"average_tokens_across_devices": False}, OLDER, {"compat": "5"}),
+    "eval_loss_reduction": ({"eval_loss_reduction": "token"}, OLDER, {"compat": "5"}),
     "torch_empty_cache_steps": ({"torch_empty_cache_steps": 4}, {"use_cpu": True}, {}),
 }
 
@@ -50,6 +61,9 @@ QUIET_COMBINATIONS: dict[str, dict[str, Any]] = {
     "the best model by the default metric": {"load_best_model_at_end": True, "save_steps": 100, **EVALUATED},
     "no keywords of recomputing": {"gradient_checkpointing_kwargs": {}},
     "a metric for early stopping": {"metric_for_best_model": "accuracy", "eval_strategy": "epoch"},
+    "what compat means, written out": {**OLDER, "eval_loss_reduction": "sample"},
+    "whatever stops a run needs no strategy": {**NO_SAVES, "save_on_exception": True, "max_time": 60},
+    "a saved model has its options beside it": {**NO_SAVES, "save_training_args_bin": True},
     "an example script": {
         "learning_rate": 2e-5,
         "per_device_train_batch_size": 16,
@@ -97,6 +111,11 @@ def test_each_idle_option_of_a_group_is_named() -> None:
     with pytest.warns(UserWarning, match="no effect") as caught:
         TrainingArguments("out", optim="adagrad", adam_beta1=0.8, adam_epsilon=1e-6)
     assert [str(warning.message).partition("=")[0] for warning in caught] == ["adam_beta1", "adam_epsilon"]
+
+
+def test_signals_do_not_stop_what_cannot_go_on() -> None:
+    with pytest.warns(UserWarning, match="^stop_signals=.*save_only_model is set"):
+        TrainingArguments("out", stop_signals=["SIGTERM"], save_only_model=True)
 
 
 def test_the_default_of_a_subclass_is_not_the_users_choice() -> None:

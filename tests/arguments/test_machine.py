@@ -46,6 +46,7 @@ def test_one_process_on_the_cpu() -> None:
         pass
 
 
+@pytest.mark.filterwarnings("ignore:ddp_timeout:UserWarning")
 def test_the_place_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     find = runtime.find_place
@@ -62,7 +63,15 @@ DDP_OPTIONS = {
     "ddp_bucket_cap_mb": 10,
     "ddp_broadcast_buffers": True,
     "ddp_static_graph": True,
+    "ddp_backend": "gloo",
+    "ddp_timeout": 9,
+    "average_tokens_across_devices": False,
+    "local_rank": 0,
+    "log_level_replica": "error",
+    "log_on_each_node": False,
 }
+
+DEFAULTS = {"ddp_timeout": 1800, "average_tokens_across_devices": True, "local_rank": -1, "log_on_each_node": True}
 
 
 def test_options_between_processes_are_one_warning_in_a_run_of_one() -> None:
@@ -74,7 +83,7 @@ def test_options_between_processes_are_one_warning_in_a_run_of_one() -> None:
     assert all(f"{name}={value}" in str(caught[0].message) for name, value in DDP_OPTIONS.items())
 
 
-@pytest.mark.parametrize(("world_size", "options"), [(2, DDP_OPTIONS), (1, {"ddp_backend": "gloo", "ddp_timeout": 9})])
+@pytest.mark.parametrize(("world_size", "options"), [(2, DDP_OPTIONS), (1, DEFAULTS)])
 def test_options_between_processes_that_act_are_not_spoken_of(
     world_size: int, options: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -83,6 +92,13 @@ def test_options_between_processes_that_act_are_not_spoken_of(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert TrainingArguments("out", use_cpu=True, **options).world_size == world_size
+
+
+def test_what_set_logging_sets_of_its_own_accord_is_not_spoken_of() -> None:
+    args = TrainingArguments("out", use_cpu=True).set_logging(steps=10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert (args.world_size, args.log_on_each_node, args.log_level_replica) == (1, False, "passive")
 
 
 def test_a_second_run_may_choose_the_other_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,3 +357,19 @@ def test_the_log_level_depends_on_the_process(monkeypatch: pytest.MonkeyPatch) -
     from mainspring.utils.logging import get_verbosity
 
     assert TrainingArguments("out", use_cpu=True).get_process_log_level() == get_verbosity()
+
+
+def test_a_world_that_could_not_be_joined_is_said_each_time() -> None:
+    """Accelerate keeps what it had noted before it failed; that is no state to read from."""
+    script = (
+        "from mainspring import TrainingArguments\n"
+        "args = TrainingArguments('out', use_cpu=True)\n"
+        "for name in ('device', 'world_size', 'parallel_mode'):\n"
+        "    try:\n"
+        "        getattr(args, name)\n"
+        "    except ValueError as error:\n"
+        "        print(error)\n"
+    )
+    environment = {**os.environ, "LOCAL_RANK": "0", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.count("MASTER_ADDR") == 3

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import typing
 
 import pytest
 
@@ -11,28 +10,7 @@ from mainspring import Seq2SeqTrainingArguments, TrainingArguments
 from mainspring.arguments import not_yet
 from mainspring.arguments.docstring import default_of
 from mainspring.errors import NotAvailableError
-
-FIELDS = {field.name: field for field in dataclasses.fields(Seq2SeqTrainingArguments)}
-HINTS = typing.get_type_hints(Seq2SeqTrainingArguments)
-OTHER_VALUES: dict[str, object] = {
-    "liger_kernel_config": {"rope": True},
-    "accelerator_config": {"split_batches": True},
-    "fsdp_config": {"version": 2},
-    "deepspeed": {"zero_optimization": {"stage": 2}},
-    "debug": "underflow_overflow",
-    "hub_strategy": "end",
-    "optim_target_modules": "all-linear",
-    "fsdp": "full_shard",
-}
-
-
-def another_value(name: str) -> object:
-    """A value that the option may have, other than its default."""
-    if name in OTHER_VALUES:
-        return OTHER_VALUES[name]
-    default = default_of(FIELDS[name])
-    kinds = {HINTS[name], *typing.get_args(HINTS[name])}
-    return (not default) if bool in kinds else 3 if kinds & {int, float} else "other"
+from tests.arguments.values import FIELDS, another_value
 
 
 @pytest.mark.parametrize("name", sorted(not_yet.OPTIONS))

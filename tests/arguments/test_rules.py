@@ -65,8 +65,14 @@ RULE_CASES = {
 
 NOTICE_CASES = {
     "warmup_outlasts_the_run": ({"max_steps": 5, "warmup_steps": 10}, {"max_steps": 5, "warmup_steps": 5}),
+    "installed_services_are_not_told": ({"compat": "4.37"}, {"compat": "4.37", "report_to": "none"}),
     "saves_never_come": ({"save_steps": 0}, {"save_steps": 0, "save_strategy": "no"}),
 }
+
+
+@pytest.fixture(autouse=True)
+def _one_service_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rules, "installed_services", lambda: ["tensorboard"])
 
 
 def test_every_rule_has_a_case() -> None:

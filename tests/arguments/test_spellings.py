@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import warnings
 
 import pytest
 
 from mainspring import TrainingArguments
 from mainspring.arguments import spellings
+from mainspring.arguments.accelerator_config import AcceleratorConfig
 from mainspring.errors import NotAvailableError, OptionError
 
 
@@ -26,7 +28,7 @@ from mainspring.errors import NotAvailableError, OptionError
         ("include_inputs_for_metrics", True, "include_for_metrics", ["inputs"]),
         ("include_tokens_per_second", True, "include_num_input_tokens_seen", "all"),
         ("group_by_length", False, "train_sampling_strategy", "random"),
-        ("split_batches", False, "accelerator_config", None),
+        ("split_batches", False, "accelerator_config", AcceleratorConfig()),
         ("fsdp_min_num_params", 0, "fsdp_config", None),
     ],
 )
@@ -52,23 +54,47 @@ def test_options_that_became_part_of_others_are_read_back() -> None:
     assert TrainingArguments("out", warmup_steps=10).warmup_ratio == 0.0
 
 
-@pytest.mark.parametrize("older", sorted(spellings.WITHOUT_EFFECT))
-def test_an_option_without_an_effect_is_accepted_and_read_back(older: str) -> None:
+@pytest.mark.parametrize(
+    ("older", "value"),
+    [
+        ("overwrite_output_dir", True),
+        ("save_safetensors", False),
+        ("half_precision_backend", "apex"),
+        ("fp16_backend", "cuda_amp"),
+        ("fp16_opt_level", "O2"),
+        ("use_mps_device", True),
+        ("ray_scope", "all"),
+        ("logging_dir", "logs"),
+        ("_n_gpu", 1),
+        ("use_legacy_prediction_loop", True),
+    ],
+)
+def test_an_option_without_an_effect_is_accepted_and_read_back(older: str, value: object) -> None:
     @dataclasses.dataclass
     class Mine(TrainingArguments):
         extra: int = 0
 
     for cls in (TrainingArguments, Mine):
         with pytest.warns(FutureWarning, match=f"{older} has no effect"):
-            args = cls("out", **{older: "value"})
-        assert getattr(args, older) == "value"
+            args = cls("out", **{older: value})
+        assert getattr(args, older) == value
+
+
+def test_an_option_without_an_effect_is_read_as_its_type() -> None:
+    with pytest.warns(FutureWarning):
+        args = TrainingArguments("out", overwrite_output_dir="false", logging_dir="~/logs")
+    assert args.overwrite_output_dir is False
+    assert args.logging_dir == os.path.expanduser("~/logs")
+    for name, value in (("overwrite_output_dir", "maybe"), ("fp16_opt_level", "O4"), ("half_precision_backend", "cuda")):
+        with pytest.raises(OptionError, match=f"^{name}="):
+            TrainingArguments("out", **{name: value})
 
 
 def test_what_scripts_ask_for_has_a_default() -> None:
     args = TrainingArguments("out")
     assert args.overwrite_output_dir is False
     assert args.save_safetensors is True
-    assert not hasattr(args, "logging_dir")
+    assert "logging_dir" not in vars(args)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +106,6 @@ def test_what_scripts_ask_for_has_a_default() -> None:
         ("mp_parameters", "x", ""),
         ("tpu_num_cores", 8, None),
         ("past_index", 0, -1),
-        ("push_to_hub_organization", "us", None),
     ],
 )
 def test_what_cannot_be_served_is_refused_unless_it_did_nothing(older: str, value: object, inert: object) -> None:
@@ -101,8 +126,11 @@ def test_settings_are_added_to_those_given() -> None:
     options, problems = spellings.translate({"fsdp_config": {"version": 1}, "fsdp_min_num_params": 5})
     assert options == {"fsdp_config": {"version": 1, "min_num_params": 5}}
     assert problems == []
-    _, problems = spellings.translate({"accelerator_config": "file.json", "split_batches": True})
-    assert [problem.option for problem in problems] == ["split_batches"]
+    for config in ('{"even_batches": true}', AcceleratorConfig(even_batches=True)):
+        options, problems = spellings.translate({"accelerator_config": config, "split_batches": True})
+        assert (options["accelerator_config"]["even_batches"], options["accelerator_config"]["split_batches"]) == (True,) * 2
+    _, problems = spellings.translate({"accelerator_config": "absent.json", "split_batches": True})
+    assert [problem.option for problem in problems] == ["accelerator_config"]
 
 
 def test_two_spellings_that_contradict_are_refused() -> None:

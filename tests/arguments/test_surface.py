@@ -28,7 +28,7 @@ OTHER_DEFAULTS = {
 
 OTHER_RESOLVED = {
     "restore_callback_states_from_checkpoint": "as its default",
-    "accelerator_config": "not available yet: stays None",
+    "accelerator_config": "an object of our class, with the same settings",
     "debug": "not available yet: stays the text",
 }
 """Options that read back differently after construction, with the reason."""
@@ -146,6 +146,10 @@ def test_what_the_reference_refuses_is_refused(options: dict[str, object]) -> No
             cls(output_dir="out", use_cpu=True, **options)
 
 
+ONLY_OLDER = {"set_evaluate": ["jit_mode"], "set_testing": ["jit_mode"], "set_lr_scheduler": ["warmup_ratio"]}
+"""Keywords that 4.37 had and the installed reference has not."""
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -163,8 +167,9 @@ def test_methods_take_what_the_references_take(name: str) -> None:
         {p.name: p.default for p in inspect.signature(getattr(cls, name)).parameters.values()}
         for cls in (TrainingArguments, transformers.TrainingArguments)
     )
-    assert ours == theirs
-    assert list(ours) == list(theirs)
+    older = ONLY_OLDER.get(name, [])
+    assert {n: default for n, default in ours.items() if n not in older} == theirs
+    assert list(ours) == [*theirs, *older]
 
 
 @pytest.mark.parametrize(

@@ -270,19 +270,42 @@ for cls in (TrainingArguments, Seq2SeqTrainingArguments):
     args = cls("out", bf16=True, eval_strategy="steps", eval_steps=0.1, save_steps=0.2, load_best_model_at_end=True)
     args.to_dict(), args.to_json_string(), str(args), cls.__doc__
     args.set_training(batch_size=4).set_save("epoch")
-    HfArgumentParser(cls).parse_args_into_dataclasses(["--output_dir", "out", "--bf16"], look_for_args_file=False)
+    parser = HfArgumentParser(cls)
+    parser.parse_args_into_dataclasses(["--output_dir", "out", "--bf16"], look_for_args_file=False)
+    parser.parse_dict({"output_dir": "out", "accelerator_config": {"non_blocking": True}})
+    parser.format_help()
+    args.explain(everything=True)
+    for mistake in ({"seed": -1, "fp16": True, "bf16": True}, {"learning_rat": 1}, {"push_to_hub": True}):
+        try:
+            cls("out", **mistake)
+        except ValueError as error:
+            str(error)
 """
 
 WATCH = """
 import socket, sys
 import mainspring.utils.logging
 from mainspring import HfArgumentParser, Seq2SeqTrainingArguments, TrainingArguments
-TrainingArguments("out"), HfArgumentParser(TrainingArguments)
+TrainingArguments("out").explain(), HfArgumentParser(TrainingArguments).format_help()
+try:
+    TrainingArguments("out", learning_rat=1)
+except ValueError:
+    pass
 TouchedError = type("TouchedError", (BaseException,), {})
 def audit(event, details):
-    if event in ("open", "os.mkdir", "os.listdir", "os.scandir", "subprocess.Popen") or event.startswith("socket."):
+    if event == "open" or event.partition(".")[0] in {"os", "shutil", "tempfile", "glob", "pathlib", "subprocess", "socket"}:
         raise TouchedError(event, details)
 sys.addaudithook(audit)
+"""
+
+FORBID = """
+import torch, torch.distributed, types
+def touch(*args, **kwargs):
+    raise AssertionError("device")
+for module in (torch.cuda, torch.distributed, torch.accelerator, torch.backends.mps, torch.xpu):
+    for name, value in list(vars(module).items()):
+        if isinstance(value, types.FunctionType):
+            setattr(module, name, touch)
 """
 
 
@@ -297,19 +320,27 @@ def test_building_needs_no_torch() -> None:
 
 def test_building_touches_neither_disk_nor_network_nor_processes() -> None:
     run(WATCH + BUILD)
+
+
+@pytest.mark.parametrize(
+    "touching",
+    [
+        "open('/dev/null')",
+        "__import__('os').listdir('/')",
+        "socket.create_connection(('127.0.0.1', 9))",
+        "socket.getaddrinfo('localhost', 9)",
+        "__import__('subprocess').run(['true'])",
+    ],
+)
+def test_the_watch_sees_disk_network_and_processes(touching: str) -> None:
     with pytest.raises(AssertionError, match="TouchedError"):
-        run(WATCH + "open('/dev/null')")
+        run(WATCH + touching)
 
 
-def test_building_touches_no_device() -> None:
-    script = """
-import torch
-def touch(*args, **kwargs):
-    raise AssertionError("device")
-torch.cuda.is_available = torch.cuda._lazy_init = torch.distributed.init_process_group = touch
-torch.backends.mps.is_available = touch
-"""
-    run(script + BUILD)
+def test_building_touches_neither_a_device_nor_the_process_group() -> None:
+    run(FORBID + BUILD)
+    with pytest.raises(AssertionError, match="device"):
+        run(FORBID + BUILD + "args.device")
 
 
 # ---- copies ----
@@ -364,16 +395,41 @@ def test_tokens_are_masked_everywhere() -> None:
     assert args.to_dict()["service_token"] == "<SERVICE_TOKEN>"
     for masked in (args, plain):
         assert masked.to_dict()["hub_token"] == "<HUB_TOKEN>"
-        for text in (str(masked), masked.to_json_string(), str(masked.to_sanitized_dict())):
+        for text in (str(masked), repr(masked), masked.to_json_string(), str(masked.to_sanitized_dict())):
             assert "secret" not in text
-    assert "secret" not in repr(plain)
-    assert "hub_token" not in repr(args)  # the dataclass prints itself; our field keeps out of it
+    assert "service_token='<SERVICE_TOKEN>'" in repr(args)  # not the one that the dataclass would make
+
+
+def test_a_subclass_may_print_itself() -> None:
+    @dataclasses.dataclass
+    class Mine(TrainingArguments):
+        def __repr__(self) -> str:
+            return "mine"
+
+    @dataclasses.dataclass
+    class Further(Mine):
+        more: int = 1
+
+    assert repr(Mine("out")) == repr(Further("out")) == "mine"
 
 
 def test_plain_values_are_saved() -> None:
     options = TrainingArguments("out", eval_strategy="epoch", report_to="none", lr_scheduler_kwargs={"a": 1}).to_dict()
     assert type(options["eval_strategy"]) is str
     assert json.loads(json.dumps(options)) == options
+
+
+def test_a_generation_configuration_is_saved_as_its_settings() -> None:
+    from transformers import GenerationConfig
+
+    args = Seq2SeqTrainingArguments("out", use_cpu=True)
+    args.generation_config = GenerationConfig(max_length=7, num_beams=2)
+    saved = args.to_dict()["generation_config"]
+    assert saved == args.generation_config.to_dict()
+    assert (saved["max_length"], saved["num_beams"]) == (7, 2)
+    assert json.loads(args.to_json_string())["generation_config"] == json.loads(json.dumps(saved))
+    assert "'max_length': 7" in str(args)
+    assert type(args.to_sanitized_dict()["generation_config"]) is str
 
 
 def test_loggers_get_plain_values() -> None:

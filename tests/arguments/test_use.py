@@ -23,18 +23,26 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "do_predict": ("arguments/output.py", "For scripts: whether to predict."),
     # Two names of one option: resolved into each other at construction, and the trainer reads the older, which the
     # reference's arguments have too.
-    "activation_checkpointing": ("arguments/training_arguments.py", "= self.gradient_checkpointing = recompute"),
-    "activation_checkpointing_kwargs": ("arguments/training_arguments.py", "= self.gradient_checkpointing_kwargs = "),
+    "activation_checkpointing": (
+        "arguments/training_arguments.py",
+        '("activation_checkpointing", "gradient_checkpointing"),',
+    ),
+    "activation_checkpointing_kwargs": (
+        "arguments/training_arguments.py",
+        '("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"),',
+    ),
     # The three intervals become updates of the run in one loop over their names; the flow reads them off the state.
     "logging_steps": ("state.py", '("logging_steps", "eval_steps", "save_steps")'),
     "eval_steps": ("state.py", '("logging_steps", "eval_steps", "save_steps")'),
     "save_steps": ("state.py", '("logging_steps", "eval_steps", "save_steps")'),
     # Nothing reports yet: all values but the empty ones are refused.
     "report_to": ("arguments/not_yet.py", 'name == "report_to" and value'),
+    # Settings that describe what is done here anyway: all others are refused.
+    "accelerator_config": ("arguments/not_yet.py", "settings = unavailable_settings(config)"),
     # Options that foreign arguments lack: resolved together, and everybody reads the result.
-    "compat": ("arguments/own.py", 'args.compat == "5"'),
-    "eval_loss_reduction": ("arguments/own.py", "args.eval_loss_reduction if ours"),
-    "resume_log_window": ("arguments/own.py", "args.resume_log_window if ours"),
+    "compat": ("arguments/own.py", "BEHAVIOURS[args.compat]"),
+    "eval_loss_reduction": ("arguments/own.py", "else args.eval_loss_reduction"),
+    "resume_log_window": ("arguments/own.py", "resume_log_window=args.resume_log_window"),
     "restore_callback_states_from_checkpoint": ("arguments/own.py", '"restore_callback_states_from_checkpoint", None'),
 }
 """Options that no `args.<name>` outside the arguments reads: a file, and the text there by which they act."""

@@ -53,6 +53,18 @@ def test_flow_equals_the_references(logging_strategy, eval_strategy, save_strate
             assert ours == theirs, (first, delay, epoch)
 
 
+def test_the_end_can_bring_nothing_of_its_own():
+    args = SimpleNamespace(
+        logging_strategy="no", eval_strategy="steps", save_strategy="steps", logging_first_step=False, eval_delay=0
+    )
+    state = TrainerState(global_step=7, max_steps=7, eval_steps=3, save_steps=3)
+    stop = TrainerControl(should_training_stop=True)
+    assert DefaultFlowCallback(final_events=False).on_step_end(args, state, TrainerControl()) == stop
+    state.eval_steps = state.save_steps = 7
+    due = TrainerControl(should_training_stop=True, should_evaluate=True, should_save=True)
+    assert DefaultFlowCallback(final_events=False).on_step_end(args, state, TrainerControl()) == due
+
+
 def test_flags_that_others_set_are_kept():
     args = SimpleNamespace(
         logging_strategy="no", eval_strategy="no", save_strategy="no", logging_first_step=False, eval_delay=0

@@ -63,7 +63,6 @@ ABSENT: dict[str, set[str]] = {
     "trainer_callback": set(),
     "trainer_pt_utils": {
         # several processes
-        "AcceleratorConfig",
         "BatchRebalanceSampler",
         "DistributedLengthGroupedSampler",
         "DistributedSamplerWithLoop",

@@ -170,6 +170,19 @@ def test_the_environment_sets_the_first_level(value: str, printed: str) -> None:
     assert ("MAINSPRING_VERBOSITY='loud': not a level" in run.stderr) == (value == "loud")
 
 
+def test_detail_also_prints_where_a_message_comes_from() -> None:
+    code = "from mainspring.utils import logging; logging.get_logger('mainspring.x').debug('heard')"
+    for value, start in (("detail", "[DEBUG|<string>:1] "), ("debug", "heard")):
+        run = subprocess.run(
+            [sys.executable, "-c", code],
+            env={"MAINSPRING_VERBOSITY": value, "PYTHONPATH": ":".join(sys.path)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert run.stderr.startswith(start)
+
+
 @pytest.mark.parity
 def test_the_reference_s_functions_are_there() -> None:
     from transformers.utils import logging as reference

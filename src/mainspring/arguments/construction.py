@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 
 from mainspring.arguments.docstring import OptionsDocstring, default_of
 from mainspring.arguments.masking import shown
-from mainspring.arguments.spellings import WITHOUT_EFFECT, translate
+from mainspring.arguments.sources import record
+from mainspring.arguments.spellings import kept, translate
 from mainspring.errors import OptionError, Problem, did_you_mean
 
 Class = TypeVar("Class", bound=type)
@@ -30,15 +31,26 @@ class UnknownOptionError(OptionError, TypeError):
 class Construction(ABCMeta):
     """The metaclass of arguments. It derives from `ABCMeta` so that subclasses may mix in abstract classes."""
 
+    def __init__(cls, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if "__repr__" not in vars(cls):
+            # `@dataclass` leaves alone what the class has itself. The one that it makes would print tokens.
+            cls.__repr__ = cls.__repr__  # type: ignore[method-assign]
+
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         """Make an instance."""
         if not _generates_its_own_constructor(cls):
             instance = super().__call__(*args, **kwargs)
         else:
-            instance = super().__call__(**read_keywords(cls, args, kwargs))
-            vars(instance).update(_kept(cls, kwargs))
+            options = read_keywords(cls, args, kwargs)
+            make: Any = cls.__new__
+            instance = make(cls, **options)
+            record(instance, kwargs, options, _constructor_names(cls))
+            instance.__init__(**options)
+            vars(instance).update(kept(kwargs, _constructor_names(cls)))
         if not instance.__dict__.get("_ready"):
             instance._complete()
+        instance._note_end_of_construction()
         return instance
 
     @property
@@ -60,8 +72,10 @@ def takes_every_spelling(cls: Class) -> Class:
 
     @functools.wraps(generated)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807 - it becomes the class's
-        generated(self, **read_keywords(cls, args, kwargs))
-        vars(self).update(_kept(cls, kwargs))
+        options = read_keywords(cls, args, kwargs)
+        record(self, kwargs, options, _constructor_names(cls))
+        generated(self, **options)
+        vars(self).update(kept(kwargs, _constructor_names(cls)))
 
     cls.__init__ = __init__  # type: ignore[misc]
     cls.__doc__ = OptionsDocstring(cls.__doc__ or "")  # type: ignore[assignment]
@@ -88,7 +102,8 @@ def read_keywords(cls: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
             Problem(name, shown(name, options[name]), "is no option", f"leave it out{did_you_mean(name, names)}")
             for name in unknown
         ]
-        known = {name: value for name, value in options.items() if name in names}
+        said = {problem.option for problem in problems}
+        known = {name: value for name, value in options.items() if name in names and name not in said}
         error = UnknownOptionError if unknown else OptionError
         raise error([*strange, *problems, *_problems_of(cls, known)])
     return options
@@ -106,12 +121,6 @@ def _problems_of(cls: type, options: Mapping[str, Any]) -> tuple[Problem, ...]:
     except OptionError as error:
         return error.problems
     return ()
-
-
-def _kept(cls: type, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Older options that do nothing here, but that scripts read back."""
-    names = _constructor_names(cls)
-    return {name: value for name, value in kwargs.items() if name in WITHOUT_EFFECT and name not in names}
 
 
 @functools.cache

@@ -10,14 +10,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from mainspring.arguments import Seq2SeqTrainingArguments, not_yet, spellings
+from mainspring.arguments import Seq2SeqTrainingArguments, accelerator_config, interactions, not_yet, spellings
 from mainspring.arguments.docstring import default_of
+from mainspring.arguments.generations import since
 from mainspring.arguments.option import groups_of
+from mainspring.arguments.sources import newer_name
+from mainspring.arguments.translations import TRANSLATED
 
 _INTRODUCTION = """\
 # Options
@@ -31,6 +34,11 @@ Values are checked together: one error names every option that cannot be, with i
 was given, but can do nothing beside the others (`save_steps` with `save_strategy="epoch"`), is a warning that says why.
 This page is made from the declarations in `src/mainspring/arguments`; `make docs` writes it.
 
+*Since* is the generation of the reference that the option came with, 4.37 or before, or 5; it is Mainspring where only
+this package has it. Spellings of 4.37 that mean the option, or a value of it, are named after *also*. *With* names the
+options that it is looked at together with: [what must hold between them](#what-must-hold-between-options) and
+[what has no effect](#what-has-no-effect) are listed below.
+
 ¹ not available yet: any value but the default raises an error that names the option.
 ² some values are not available yet; [they are listed below](#values-that-are-not-available-yet).
 """
@@ -40,11 +48,18 @@ def page() -> str:
     """The page, as Markdown."""
     sections = [_INTRODUCTION]
     for title, fields in groups_of(Seq2SeqTrainingArguments).items():
-        rows = [
-            (f"`{field.name}`{_mark(field.name)}", _type(field), _default(field), _meaning(field)) for field in fields
-        ]
-        sections.append(f"## {title}\n\n{_table(('option', 'type', 'default', 'meaning'), rows)}")
-    return "\n".join([*sections, *_not_available(), *_older()])
+        rows = [_row(field) for field in fields]
+        sections.append(f"## {title}\n\n{_table(_HEAD, rows)}")
+    return "\n".join([*sections, *_interactions(), *_not_available(), *_older()])
+
+
+_HEAD = ("option", "type", "default", "meaning", "since", "with")
+
+
+def _row(field: dataclasses.Field[Any]) -> tuple[str, ...]:
+    name = field.name
+    partners = _names(interactions.partners().get(name, ()))
+    return (f"`{name}`{_mark(name)}", _type(field), _default(field), _meaning(field), _since(name), partners)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -52,8 +67,18 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
 
 
+def _names(names: Iterable[str]) -> str:
+    return " ".join(f"`{name}`" for name in names)
+
+
 def _mark(name: str) -> str:
-    return "¹" if name in not_yet.OPTIONS else "²" if name in not_yet.AVAILABLE else ""
+    some = {*not_yet.AVAILABLE, "report_to", "accelerator_config"}
+    return "¹" if name in not_yet.OPTIONS else "²" if name in some else ""
+
+
+def _since(name: str) -> str:
+    older = sorted(older for older in spellings.OLDER_NAMES if newer_name(older) == name)
+    return f"{since(name)}, also {_names(older)}" if older else since(name)
 
 
 def _type(field: dataclasses.Field[Any]) -> str:
@@ -80,7 +105,28 @@ def _not_available() -> Iterator[str]:
         names = [value for value in _values(fields[name]) if value not in available]
         rows.append((f"`{name}`", " ".join(f"`{value}`" for value in names)))
     rows.append(("`report_to`", "every service"))
+    rows.append(("`accelerator_config`", f"all but {_settings()}"))
     yield f"## Values that are not available yet\n\n{_table(('option', 'values'), rows)}"
+
+
+def _settings() -> str:
+    told = [f"`{key}={value}`" for key, values in accelerator_config.AVAILABLE.items() for value in values]
+    return f"{' '.join(told)}, and empty `gradient_accumulation_kwargs` or Accelerate's own defaults in them"
+
+
+def _interactions() -> Iterator[str]:
+    rows = [(_names(entry.beside), entry.what) for entry in interactions.errors()]
+    yield (
+        "## What must hold between options\n\nWhere it does not, an error names the options, their values and a way "
+        f"out.\n\n{_table(('options', 'why'), rows)}"
+    )
+    idle = [(_names(entry.options), _names(entry.beside), entry.what) for entry in interactions.idle()]
+    yield (
+        "## What has no effect\n\nOptions that were given are named in a warning when those beside them keep them from "
+        f"doing anything.\n\n{_table(('option', 'beside', 'when'), idle)}"
+    )
+    noticed = [(_names(entry.beside), entry.what) for entry in interactions.notices()]
+    yield f"Also worth a warning:\n\n{_table(('options', 'why'), noticed)}"
 
 
 def _values(field: dataclasses.Field[Any]) -> list[str]:
@@ -92,7 +138,7 @@ def _older() -> Iterator[str]:
         "## Older spellings\n\nNames of version 4.37 are accepted, with a warning that names the new one.\n\n"
         + _table(("older", "now"), [(f"`{old}`", f"`{new}`") for old, new in _sorted(spellings.RENAMED)])
     )
-    became = [(f"`{old}`", new) for old, (new, _) in sorted(spellings.TRANSLATED.items())]
+    became = [(f"`{old}`", translation.now) for old, translation in sorted(TRANSLATED.items())]
     yield f"Became part of another option:\n\n{_table(('older', 'now'), became)}"
     without = [(f"`{old}`", why) for old, why in _sorted(spellings.WITHOUT_EFFECT)]
     yield f"Accepted, but without an effect:\n\n{_table(('older', 'why'), without)}"

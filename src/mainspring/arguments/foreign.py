@@ -70,10 +70,6 @@ def _as_given(name: str, value: Any) -> Any:
     """A resolved value as a user would have written it; what only spells out defaults, as None."""
     if name == "report_to":
         return None if value in ("none", ["none"]) else value
-    if name == "fsdp_config" and isinstance(value, dict) and not any(value.values()):
-        return None
-    if name == "accelerator_config" and dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
     if isinstance(value, (list, tuple)):
         return [_as_given("", item) for item in value]
     return value.value if isinstance(value, Enum) else value

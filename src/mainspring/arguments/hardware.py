@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from mainspring.arguments.option import fits_generators, option, positive
+from mainspring.arguments.accelerator_config import AcceleratorConfig
+from mainspring.arguments.option import fits_generators, option, positive, seconds
 
 
 @dataclass(kw_only=True)
@@ -17,7 +18,12 @@ class HardwareArguments:
     full_determinism: bool = option(False, "Deterministic kernels, at their cost in speed.")
     use_cpu: bool = option(False, "Stay on the CPU.")
     local_rank: int = option(-1, "Rank on this machine, from launchers that pass it as an argument.")
-    accelerator_config: dict[str, Any] | str | None = option(None, "Settings of Accelerate's loaders.", json=True)
+    accelerator_config: dict[str, Any] | str | None = option(
+        None,
+        "Settings of Accelerate's loaders; reads back as an AcceleratorConfig.",
+        json=True,
+        record=AcceleratorConfig,
+    )
     parallelism_config: Any = option(None, "Accelerate's ParallelismConfig.")
     ddp_find_unused_parameters: bool | None = option(
         None, "Look for parameters without gradients; default: unless a transformers model recomputes activations."
@@ -28,7 +34,7 @@ class HardwareArguments:
     ddp_backend: str | None = option(
         None, "Backend between processes.", choices=("nccl", "gloo", "mpi", "ccl", "hccl", "cncl", "mccl")
     )
-    ddp_timeout: int = option(1800, "Seconds after which a collective counts as failed.", check=positive)
+    ddp_timeout: int = option(1800, "Seconds after which a collective counts as failed.", check=seconds)
     fsdp: None | str | list[str] = option(  # noqa: RUF036 - parsers that read one type take the first after None
         None, "Shard the model over processes.", also=(bool,), words="*"
     )

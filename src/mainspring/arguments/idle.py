@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mainspring.arguments.docstring import default_of
 from mainspring.arguments.masking import shown
@@ -36,24 +36,29 @@ class Idle:
 
 
 def _no_warmup(a: TrainingArguments) -> str | None:
+    """The schedule has no warm-up."""
     return f"the schedule {str(a.lr_scheduler_type)!r} has no warm-up" if a.lr_scheduler_type in NO_WARMUP else None
 
 
 def _no_adam(a: TrainingArguments) -> str | None:
+    """The optimizer does not read Adam's options."""
     return f"optim={str(a.optim)!r} does not read it" if a.optim in NO_ADAM else None
 
 
 def _epochs_are_not_counted(a: TrainingArguments) -> str | None:
+    """The number of updates is given, and wins."""
     # Below 0 says the same as max_steps does: that epochs do not count.
     return f"max_steps is {a.max_steps}, and wins" if a.max_steps > 0 and a.num_train_epochs >= 0 else None
 
 
 def _nothing_is_recomputed(a: TrainingArguments) -> str | None:
+    """Activations are kept, and not recomputed."""
     off = "activation_checkpointing (gradient_checkpointing) is off, which these keywords are for"
     return off if not a.activation_checkpointing and a.activation_checkpointing_kwargs else None
 
 
 def _no_workers(a: TrainingArguments) -> str | None:
+    """One process loads the data, and keeps the order."""
     return "dataloader_num_workers is 0, and one process keeps the order" if a.dataloader_num_workers == 0 else None
 
 
@@ -61,33 +66,64 @@ def _no_workers(a: TrainingArguments) -> str | None:
 
 
 def _other_evaluations(a: TrainingArguments) -> str | None:
+    """Evaluations are not counted in updates."""
     return f"eval_strategy is {str(a.eval_strategy)!r}" if a.eval_strategy != "steps" and a.eval_steps else None
 
 
 def _other_logs(a: TrainingArguments) -> str | None:
+    """Neither logs nor evaluations are counted in updates."""
     # Evaluations may have taken their interval from here.
     other = a.logging_strategy != "steps" and a.eval_strategy != "steps" and a.logging_steps
     return f"logging_strategy is {str(a.logging_strategy)!r}" if other else None
 
 
 def _other_saves(a: TrainingArguments) -> str | None:
+    """Checkpoints are not counted in updates."""
     return f"save_strategy is {str(a.save_strategy)!r}" if a.save_strategy != "steps" and a.save_steps else None
 
 
-def _no_saves(a: TrainingArguments) -> str | None:
-    return "save_strategy is 'no': there are no checkpoints to count" if a.save_strategy == "no" else None
+def _nothing_saves(a: TrainingArguments) -> str | None:
+    """Nothing saves a checkpoint: neither a strategy nor what stops a run or ends it."""
+    others = (a.max_time is not None, a.enable_jit_checkpoint, a.save_on_exception)
+    return None if a.save_strategy != "no" or any(others) else "save_strategy is 'no': there are no checkpoints"
+
+
+def _no_signal_is_heeded(a: TrainingArguments) -> str | None:
+    """Signals stop a run only where it could go on from a checkpoint."""
+    if a.save_only_model:
+        return "save_only_model is set, and a run that cannot be resumed is not stopped by signals"
+    saves = a.save_strategy != "no" or a.max_time is not None or a.enable_jit_checkpoint
+    return None if saves else "save_strategy is 'no', and a run without checkpoints is not stopped by signals"
+
+
+def _nothing_is_evaluated(a: TrainingArguments) -> str | None:
+    """Nothing is evaluated while the model trains."""
+    return "eval_strategy is 'no': there is no evaluation to put off" if a.eval_strategy == "no" else None
 
 
 def _nothing_is_compared(a: TrainingArguments) -> str | None:
+    """Nothing is evaluated, and so no models are compared."""
     return "eval_strategy is 'no': no models are compared" if a.eval_strategy == "no" else None
 
 
 def _no_metric(a: TrainingArguments) -> str | None:
+    """No metric is named."""
     return "no metric_for_best_model is set" if a.metric_for_best_model is None else None
 
 
 def _no_device_cache(a: TrainingArguments) -> str | None:
+    """The run is on the CPU, which has no such cache."""
     return "use_cpu=True, and the CPU has no such cache" if a.use_cpu else None
+
+
+def _no_items(a: TrainingArguments) -> str | None:
+    """4.37 counts no items: every loss is a mean."""
+    return "compat='4.37' counts no items: every loss is a mean" if a.compat == "4.37" else None
+
+
+def _no_items_in_evaluations(a: TrainingArguments) -> str | None:
+    """4.37 counts no items: the evaluation loss is a mean of batch means."""
+    return None if a.eval_loss_reduction == "sample" else _no_items(a)
 
 
 IDLE: tuple[Idle, ...] = (
@@ -103,26 +139,41 @@ IDLE: tuple[Idle, ...] = (
     Idle(("eval_steps",), _other_evaluations, "set eval_strategy='steps', or leave it out"),
     Idle(("logging_steps",), _other_logs, "set logging_strategy='steps', or leave it out"),
     Idle(("save_steps",), _other_saves, "set save_strategy='steps', or leave it out"),
-    Idle(("save_total_limit",), _no_saves, "set another save_strategy, or leave it out"),
+    Idle(
+        ("save_total_limit", "save_only_model", "save_failure", "save_in_background"),
+        _nothing_saves,
+        "set another save_strategy, or leave it out",
+    ),
+    Idle(
+        ("stop_signals",),
+        _no_signal_is_heeded,
+        "leave it out, or save whole checkpoints: set another save_strategy or enable_jit_checkpoint=True",
+    ),
+    Idle(("eval_delay",), _nothing_is_evaluated, "set eval_strategy='steps' or 'epoch', or leave it out"),
     Idle(("metric_for_best_model",), _nothing_is_compared, "set eval_strategy='steps' or 'epoch', or leave it out"),
     Idle(("greater_is_better",), _no_metric, "name the metric, or leave it out"),
+    Idle(("average_tokens_across_devices",), _no_items, "leave it out"),
+    Idle(("eval_loss_reduction",), _no_items_in_evaluations, "leave it out, or choose another compat"),
     Idle(("torch_empty_cache_steps",), _no_device_cache, "leave it out on the CPU"),
 )
-"""One line a group. The `ddp_*` options are not here: how many processes there are shows later, in `machine`."""
+"""One line a group. What only several processes use is not here: how many there are shows later, in `machine`."""
 
 
 def idle_options(args: TrainingArguments) -> Iterator[Problem]:
     """A complaint for each option that was given and that the others keep from doing anything."""
     for idle in IDLE:
-        given = [name for name in idle.options if _was_given(args, name)]
+        given = [name for name in idle.options if differs_from_default(args, name)]
         why = idle.why(args) if given else None
         if why is not None:
             for name in given:
                 yield Problem(name, shown(name, getattr(args, name)), f"has no effect, because {why}", idle.fix)
 
 
-def _was_given(args: TrainingArguments, name: str) -> bool:
-    """Whether the user chose it: neither our default nor that of the user's own subclass."""
+def differs_from_default(args: Any, name: str) -> bool:
+    """Whether the user chose it: neither our default nor that of the user's own subclass.
+
+    The value tells, not `args._was_given`: saved options are all given, and most are defaults.
+    """
     from mainspring.arguments.training_arguments import TrainingArguments
 
     declared = (TrainingArguments.__dataclass_fields__[name], type(args).__dataclass_fields__[name])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from mainspring.arguments import runtime
 from mainspring.arguments.enums import ParallelMode
 from mainspring.arguments.hardware import HardwareArguments
+from mainspring.arguments.idle import differs_from_default
 from mainspring.arguments.logging import LoggingArguments
 from mainspring.arguments.output import OutputArguments
 from mainspring.arguments.precision import PrecisionArguments
@@ -21,13 +22,19 @@ if TYPE_CHECKING:
     import torch
     from accelerate import PartialState
 
-_BETWEEN_PROCESSES = (
+BETWEEN_PROCESSES = (
     "ddp_find_unused_parameters",
     "ddp_bucket_cap_mb",
     "ddp_broadcast_buffers",
     "ddp_static_graph",
+    "ddp_backend",
+    "ddp_timeout",
+    "average_tokens_across_devices",
+    "local_rank",
+    "log_level_replica",
+    "log_on_each_node",
 )
-"""Options that only act where processes exchange gradients."""
+"""Options that only act between processes, or on those that are not the first."""
 
 
 class MachineProperties(SavingArguments, LoggingArguments, HardwareArguments, PrecisionArguments, OutputArguments):
@@ -51,10 +58,16 @@ class MachineProperties(SavingArguments, LoggingArguments, HardwareArguments, Pr
 
     def _say_what_only_several_processes_use(self) -> None:
         """One warning, and only now: a script that sets these may as well have been started as several processes."""
-        given = {name: value for name in _BETWEEN_PROCESSES if (value := getattr(self, name)) is not None}
+        given = {name: getattr(self, name) for name in BETWEEN_PROCESSES if self._was_chosen(name)}
         if given:
             named = ", ".join(f"{name}={value}" for name, value in given.items())
             warn(f"{named}: has no effect, because the run is one process; start it with torchrun", UserWarning)
+
+    def _was_chosen(self, name: str) -> bool:
+        """Whether the user has it otherwise than it is anyway. `set_logging` sets what nobody asked it to."""
+        origin = vars(self).get("_origins", {}).get(name)
+        by_group = origin is not None and origin.source.endswith("by set_logging()")
+        return differs_from_default(self, name) and not by_group
 
     @property
     def distributed_state(self) -> PartialState:
@@ -143,8 +156,16 @@ class MachineProperties(SavingArguments, LoggingArguments, HardwareArguments, Pr
 
         Args:
             local: One main process per machine rather than one in all.
-            desc: What is done, for the log.
+            desc: What is done, for the log at level debug.
         """
-        state = self.distributed_state
+        from mainspring.utils.logging import get_logger
+
+        state, logger = self.distributed_state, get_logger(__name__)
+        is_first = state.is_local_main_process if local else state.is_main_process
+        if not is_first:
+            place = "on its machine" if local else "of all"
+            logger.debug("process %d waits for the first %s to finish: %s", state.process_index, place, desc)
         with state.local_main_process_first() if local else state.main_process_first():
             yield
+            if is_first and state.num_processes > 1:
+                logger.debug("process %d has finished, and lets the others go on: %s", state.process_index, desc)

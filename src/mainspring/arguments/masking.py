@@ -12,5 +12,5 @@ def mask_of(name: str) -> str | None:
 
 def shown(name: str, value: Any) -> Any:
     """The value of an option, as an error may show it. A misspelt name counts by what it seems to be."""
-    secret = value is not None and "tok" in name and not name.startswith("include_")
+    secret = value is not None and "tok" in name and not name.startswith(("include_", "average_"))
     return f"<{name.upper()}>" if secret else value

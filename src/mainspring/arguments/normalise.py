@@ -3,40 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import dataclasses
+import math
 import os
-import types
 import typing
 from collections.abc import Sequence
 from enum import Enum
-from pathlib import Path
 from typing import Any
 
-from mainspring.arguments.masking import shown
+from mainspring.arguments.jsontext import JsonSlipError, read_json, read_text
+from mainspring.arguments.typed import accepted_types, typed
 from mainspring.errors import Problem, did_you_mean
-
-_TRUE, _FALSE = ("true", "t", "yes", "y", "on", "1"), ("false", "f", "no", "n", "off", "0")
-
-
-def truth(text: str) -> bool | None:
-    """The truth value that a word stands for; None for any other word."""
-    word = text.strip().lower()
-    return True if word in _TRUE else False if word in _FALSE else None
-
-
-def accepted_types(annotation: Any) -> frozenset[Any]:
-    """The plain types that an annotation allows; empty where anything goes."""
-    if annotation is Any:
-        return frozenset()
-    origin = typing.get_origin(annotation)
-    if origin in (typing.Union, types.UnionType):
-        parts = [accepted_types(part) for part in typing.get_args(annotation)]
-        return frozenset() if not all(parts) else frozenset().union(*parts)
-    if origin is typing.Literal:
-        return frozenset(type(value) for value in typing.get_args(annotation))
-    if origin is not None:
-        return frozenset({origin})
-    return frozenset({annotation}) if isinstance(annotation, type) else frozenset()
 
 
 def read(name: str, value: Any, kinds: frozenset[Any], choices: Any, is_json: bool) -> tuple[Any, Problem | None]:
@@ -44,12 +21,48 @@ def read(name: str, value: Any, kinds: frozenset[Any], choices: Any, is_json: bo
     if value is None and type(None) in kinds:
         return None, None
     if isinstance(choices, type) and issubclass(choices, Enum):
-        return _member(name, value, choices)
-    if choices is not None and value not in choices:
-        return value, _unknown(name, value, choices)
+        return _member(name, _as_chosen(value, [member.value for member in choices]), choices)
+    if choices is not None:
+        value = _as_chosen(value, choices)
+        if not _chosen(value, choices):
+            return value, _unknown(name, value, choices)
+    elif isinstance(value, str) and {bool, str} <= kinds and value.lower() in ("true", "false"):
+        return value.lower() == "true", None
     if is_json and isinstance(value, (str, os.PathLike)):
-        return _mapping(name, os.fspath(value))
-    return _typed(name, value, kinds)
+        value, problem = _mapping(name, os.fsdecode(value))
+        if problem is not None:
+            return value, problem
+    return typed(name, value, kinds)
+
+
+def read_record(name: str, value: Any, kinds: frozenset[Any], record: type) -> tuple[Any, list[Problem]]:
+    """Return `(an instance of the dataclass, [])`, or `(value, what is wrong with it)`.
+
+    Args:
+        name: The option.
+        value: A mapping, JSON text or the path of a JSON file, or an object of some dataclass with these fields.
+        kinds: The types that the option may have.
+        record: The dataclass.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        given: Any = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    else:
+        given, problem = read(name, value, kinds, None, True)
+        if problem is not None:
+            return value, [problem]
+    if given is None:
+        return None, []
+    hints = typing.get_type_hints(record)
+    values, problems = {}, []
+    for key, item in given.items():
+        if key not in hints:
+            hint = did_you_mean(str(key), hints)
+            problems.append(Problem(name, {key: item}, "there is no such setting", f"leave it out{hint}"))
+            continue
+        values[key], problem = typed(name, item, accepted_types(hints[key]))
+        if problem is not None:
+            problems.append(Problem(name, {key: item}, f"{key} {problem.why}", problem.fix))
+    return (value, problems) if problems else (record(**values), [])
 
 
 def _member(name: str, value: Any, choices: type[Enum]) -> tuple[Any, Problem | None]:
@@ -64,23 +77,44 @@ def _unknown(name: str, value: Any, choices: Sequence[str]) -> Problem:
     return Problem(name, value, f"is not one of {', '.join(choices)}", f"choose one of them{hint}")
 
 
+def _as_chosen(value: Any, choices: Sequence[Any]) -> Any:
+    """The choice that YAML and JSON read as something else: `no` without quotes is False, and `4.37` a number."""
+    if value is False:
+        return "no" if "no" in choices else value
+    if type(value) in (int, float) and (text := f"{value:g}") in choices:
+        return text
+    return value
+
+
+def _chosen(value: Any, choices: Sequence[str]) -> bool:
+    return isinstance(value, str) and value in choices  # an array would be compared item by item
+
+
 def _mapping(name: str, text: str) -> tuple[Any, Problem | None]:
     """JSON text, or the path of a JSON file."""
-    source = text
+    inline = text.lstrip().startswith(("{", "[", '"'))
     try:
-        if not text.lstrip().startswith("{"):
-            source = Path(text).expanduser().read_text(encoding="utf-8")
-        parsed = json.loads(source)
-    except OSError as error:
-        return text, Problem(
-            name, text, f"cannot be read ({error.strerror})", "give JSON text, or the path of a JSON file"
-        )
-    except json.JSONDecodeError as error:
-        place = f"{error.msg} at line {error.lineno}, column {error.colno}"
-        return text, Problem(name, text, f"is not JSON: {place}", "correct it there")
+        parsed = read_json(text if inline else read_text(text))
+    except JsonSlipError as error:
+        return text, Problem(name, text, f"is not JSON: {error}", "correct it there")
+    except (OSError, ValueError) as error:
+        if slip := _slip_of_text(text):
+            return text, Problem(name, text, f"is neither a file nor JSON: {slip}", "correct it")
+        reason = getattr(error, "strerror", None) or error
+        return text, Problem(name, text, f"cannot be read ({reason})", "give JSON text, or the path of a JSON file")
     if not isinstance(parsed, dict):
         return text, Problem(name, text, "is JSON, but no object", "write it in braces")
-    return _plain_values(parsed) if source is text else parsed, None
+    return _plain_values(parsed) if inline else parsed, None
+
+
+def _slip_of_text(text: str) -> JsonSlipError | None:
+    """Where something that is no file breaks as JSON, if it seems to be meant as that: it has a colon."""
+    try:
+        if ":" in text:
+            read_json(text)
+    except JsonSlipError as error:
+        return error
+    return None
 
 
 def _plain_values(value: Any) -> Any:
@@ -91,49 +125,8 @@ def _plain_values(value: Any) -> Any:
         return value
     if value.lower() in ("true", "false"):
         return value.lower() == "true"
-    for kind in (int, float):
-        with contextlib.suppress(ValueError):
-            return kind(value)
+    with contextlib.suppress(ValueError):
+        return int(value)
+    with contextlib.suppress(ValueError):
+        return number if math.isfinite(number := float(value)) else value
     return value
-
-
-def _typed(name: str, value: Any, kinds: frozenset[Any]) -> tuple[Any, Problem | None]:
-    if not kinds or _fits(value, kinds):
-        return value, None
-    if callable(getattr(value, "item", None)) and getattr(value, "ndim", None) == 0:  # a number of numpy's or torch's
-        return _typed(name, value.item(), kinds)
-    if list in kinds and isinstance(value, tuple):
-        return list(value), None
-    for kind in (bool, int, float):
-        if kind in kinds:
-            converted = _converted(value, kind)
-            if converted is not None:
-                return converted, None
-    if str in kinds and isinstance(value, os.PathLike):
-        return os.fspath(value), None
-    value = shown(name, value)
-    names = " or ".join(sorted("None" if kind is type(None) else kind.__name__ for kind in kinds))
-    return value, Problem(name, value, f"is a {type(value).__name__}, not {names}", f"give {names}")
-
-
-def _fits(value: Any, kinds: frozenset[Any]) -> bool:
-    if isinstance(value, bool):
-        return bool in kinds
-    if isinstance(value, int) and float in kinds:
-        return True
-    return isinstance(value, tuple(kinds))
-
-
-def _converted(value: Any, kind: type) -> Any:
-    """A number or truth value written as text or as another number, where nothing is lost; else None."""
-    if kind is bool:
-        return truth(str(value)) if isinstance(value, (str, int)) else None
-    if isinstance(value, bool) or (not isinstance(value, (str, int, float)) and not hasattr(value, "__index__")):
-        return None
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    if kind is float:
-        return number
-    return int(number) if number == number // 1 else None

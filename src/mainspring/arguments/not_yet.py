@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Any
 
+from mainspring.arguments.accelerator_config import unavailable_settings
 from mainspring.arguments.masking import shown
 from mainspring.errors import Problem
 
@@ -22,7 +23,6 @@ OPTIONS: frozenset[str] = frozenset(
         "skip_memory_metrics",
         "debug",
         "save_on_each_node",
-        "enable_jit_checkpoint",
         "push_to_hub",
         "hub_token",
         "hub_private_repo",
@@ -30,7 +30,6 @@ OPTIONS: frozenset[str] = frozenset(
         "hub_strategy",
         "hub_always_push",
         "hub_revision",
-        "accelerator_config",
         "parallelism_config",
         "fsdp",
         "fsdp_config",
@@ -49,7 +48,6 @@ AVAILABLE: MappingProxyType[str, frozenset[Any]] = MappingProxyType(
     {
         "optim": frozenset({"adamw_torch", "adamw_torch_fused", "sgd", "adafactor", "adagrad", "rmsprop"}),
         "train_sampling_strategy": frozenset({"random", "sequential"}),
-        "compat": frozenset({"none", "5"}),
         "lr_scheduler_type": frozenset(
             {
                 "linear",
@@ -70,34 +68,39 @@ AVAILABLE: MappingProxyType[str, frozenset[Any]] = MappingProxyType(
 """Options of which only some values work yet."""
 
 
-_ACCELERATOR_DEFAULTS = {
-    "split_batches": False,
-    "dispatch_batches": None,
-    "even_batches": True,
-    "use_seedable_sampler": True,
-    "non_blocking": False,
-    "gradient_accumulation_kwargs": None,
-    "use_configured_state": False,
-}
-"""What the reference writes for an accelerator_config that nobody gave."""
-
-
 def problem(name: str, value: Any, default: Any) -> Problem | None:
     """The complaint about a value that cannot be served yet, or None."""
     if name in OPTIONS:
-        empty = value in (None, "", [], False) and default in (None, "", [], False)
-        if value == default or empty or (name == "accelerator_config" and _asks_nothing(value)):
+        if _is_plain(value) and (value == default or (_is_empty(value) and _is_empty(default))):
             return None
+        if name == "fsdp_config" and isinstance(value, dict) and all(_is_plain(v) and not v for v in value.values()):
+            return None  # only spells out defaults, as in options that 4.37 saved
         return Problem(name, shown(name, value), "this option is not available yet", "leave it out")
     if name in AVAILABLE and value not in AVAILABLE[name]:
         return Problem(
             name, value, "this value is not available yet", f"use one of {', '.join(sorted(AVAILABLE[name]))}"
         )
+    if name == "accelerator_config":
+        return _problem_of_settings(value)
     if name == "report_to" and value:
         return Problem(name, value, "reporting services are not available yet", "set report_to='none'")
     return None
 
 
-def _asks_nothing(config: Any) -> bool:
-    """Whether Accelerate's settings are all at their defaults, as in options that the reference saved."""
-    return isinstance(config, dict) and config.items() <= _ACCELERATOR_DEFAULTS.items()
+def _is_plain(value: Any) -> bool:
+    """Whether it can be compared as a whole: arrays are compared item by item."""
+    return value is None or isinstance(value, (str, bool, int, list, tuple)) or type(value) is float
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or value is False or (isinstance(value, (str, list)) and not value)
+
+
+def _problem_of_settings(config: Any) -> Problem | None:
+    settings = unavailable_settings(config)
+    if not settings:
+        return None
+    fix = "leave them out" if len(settings) > 1 else "leave it out"
+    if "num_steps" in settings.get("gradient_accumulation_kwargs", ()):
+        fix += ", and use gradient_accumulation_steps"
+    return Problem("accelerator_config", settings, "not available yet", fix)

@@ -7,7 +7,7 @@ from importlib import metadata
 from typing import Any
 
 from mainspring.arguments.enums import OptimizerNames, SchedulerType
-from mainspring.arguments.option import below_one, non_negative, option, unit_interval
+from mainspring.arguments.option import below_one, finite, non_negative, option, pairs, unit_interval
 
 
 def default_optimizer() -> OptimizerNames:
@@ -38,7 +38,7 @@ class OptimizerArguments:
         choices=OptimizerNames,
         shown="adamw_torch_fused; adamw_torch before torch 2.8",
     )
-    optim_args: str | None = option(None, "Keywords of the optimizer, as `key=value,key=value`.")
+    optim_args: str | None = option(None, "Keywords of the optimizer, as `key=value,key=value`.", check=pairs)
     optim_target_modules: None | str | list[str] = option(  # noqa: RUF036 - parsers that read one type take the first
         None, "Modules that low-rank optimizers act on."
     )
@@ -52,4 +52,4 @@ class OptimizerArguments:
     label_smoothing_factor: float = option(
         0.0, "Weight of the uniform distribution mixed into the labels.", check=unit_interval
     )
-    neftune_noise_alpha: float | None = option(None, "Noise on the embeddings while training (NEFTune).")
+    neftune_noise_alpha: float | None = option(None, "Noise on the embeddings while training (NEFTune).", check=finite)

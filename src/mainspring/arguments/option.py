@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
+import os
 from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any
@@ -20,6 +22,7 @@ def option(
     check: Check | None = None,
     choices: type[Enum] | Sequence[str] | None = None,
     json: bool = False,
+    record: type | None = None,
     none: Any = dataclasses.MISSING,
     secret: bool = False,
     shown: str | None = None,
@@ -36,6 +39,7 @@ def option(
         check: What its value must fulfil, beyond its type.
         choices: The values it may have: an enumeration (values are turned into its members) or names.
         json: Whether JSON text, or the path of a JSON file, may stand for a mapping.
+        record: A dataclass that such a mapping is read into.
         none: What None stands for, where it is no value of its own.
         secret: Whether to keep it out of printed forms.
         shown: What documentation says of the default, where it depends on the installation.
@@ -44,7 +48,9 @@ def option(
             With "?" the bare option means True.
         keyword: Whether it is keyword-only whatever its class says.
     """
-    declared = _Declaration(help=help, check=check, choices=choices, json=json, none=none, shown=shown, also=also)
+    declared = _Declaration(
+        help=help, check=check, choices=choices, json=json, record=record, none=none, shown=shown, also=also
+    )
     if words is not None:
         declared["nargs"] = words
     if words == "?":
@@ -79,18 +85,29 @@ def groups_of(cls: type[Any]) -> dict[str, list[dataclasses.Field[Any]]]:
         declared = [fields.pop(name) for name in inspect.get_annotations(group) if name in fields]
         if declared:
             ours = group.__module__.startswith("mainspring.")
-            groups[str(group.__doc__).splitlines()[0].rstrip(".") if ours else group.__name__] = declared
+            title = str(group.__doc__).splitlines()[0].rstrip(".") if ours else group.__name__
+            groups.setdefault(title, []).extend(declared)
     return groups
+
+
+def finite(value: float) -> str | None:
+    """A number that something can be counted or multiplied by."""
+    return None if math.isfinite(value) else "must be finite"
 
 
 def positive(value: float) -> str | None:
     """Above 0."""
-    return None if value > 0 else "must be above 0"
+    return finite(value) if value > 0 else "must be above 0"
 
 
 def non_negative(value: float) -> str | None:
     """0 or more."""
-    return None if value >= 0 else "must not be negative"
+    return finite(value) if value >= 0 else "must not be negative"
+
+
+def seconds(value: float) -> str | None:
+    """A time that timers hold."""
+    return positive(value) if value < 2**31 else "must be below 2**31 seconds"
 
 
 def below_one(value: float) -> str | None:
@@ -110,8 +127,32 @@ def fits_generators(value: int) -> str | None:
 
 def steps_or_share(value: float) -> str | None:
     """A number of updates, or, below 1, a share of all of them."""
-    if value < 0:
-        return "must not be negative"
-    if value > 1 and value != int(value):
+    if (complaint := non_negative(value)) is None and value > 1 and value != int(value):
         return "is neither a whole number of updates nor a share below 1"
+    return complaint
+
+
+def file_name(value: str) -> str | None:
+    """Text that files and folders can be called."""
+    try:
+        return "has a character that no file name may have" if b"\0" in os.fsencode(value) else None
+    except UnicodeEncodeError:
+        return "has a character that no file name may have"
+
+
+def pairs(value: str) -> str | None:
+    """`key=value,key=value`."""
+    keys = []
+    for part in parts_of(value):
+        key, equals, _ = part.partition("=")
+        if not key or not equals:
+            return f"{part!r} is not of the form key=value"
+        if key in keys:
+            return f"{key!r} is given twice"
+        keys.append(key)
     return None
+
+
+def parts_of(text: str) -> list[str]:
+    """What stands between commas; spaces do not count."""
+    return [part for part in text.replace(" ", "").split(",") if part]

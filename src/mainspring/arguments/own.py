@@ -2,10 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import Any
 
+from mainspring.arguments.compat import BEHAVIOURS, COMPAT, Behaviour
 from mainspring.arguments.option import option
+
+_TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<hours>\d+):(?P<minutes>[0-5]?\d)(?::(?P<seconds>[0-5]?\d))?")
+
+
+def seconds_of(time: str | float) -> float | None:
+    """Seconds of a time as SLURM writes it, `[days-]hours:minutes[:seconds]`, or of a number; None for anything else."""
+    if isinstance(time, (int, float)):
+        return float(time)
+    found = _TIME.fullmatch(time.strip())
+    if found is None:
+        return float(time) if re.fullmatch(r"\d+(\.\d*)?", time.strip()) else None
+    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+
+
+def _is_time(time: str | float) -> str | None:
+    seconds = seconds_of(time)
+    if seconds is None:
+        return "is neither a number of seconds nor [days-]hours:minutes[:seconds]"
+    return None if seconds > 0 else "must be above 0"
 
 
 @dataclass(kw_only=True)
@@ -14,8 +36,8 @@ class OwnArguments:
 
     compat: str = option(
         "none",
-        "Whose numbers: none, the right ones; 5, the newest reference's to the letter.",
-        choices=("none", "5", "4.37"),
+        "Whose numbers: none, the right ones; 5, the newest reference's to the letter; 4.37, that generation's.",
+        choices=COMPAT,
     )
     eval_loss_reduction: str = option(
         "auto",
@@ -23,54 +45,83 @@ class OwnArguments:
         choices=("auto", "token", "sample"),
     )
     resume_log_window: bool | None = option(
-        None, "A resumed run goes on with the loss window of its checkpoint; default True, and False with compat='5'."
+        None,
+        "A resumed run goes on with the loss window of its checkpoint; default True, and False with compat='5' or '4.37'.",
+    )
+    save_failure: str = option(
+        "warn", "When a checkpoint cannot be written: warn, and go on; or raise.", choices=("warn", "raise")
+    )
+    save_in_background: bool = option(
+        False, "Write checkpoints while training goes on, from a copy in the host's memory; one at a time."
+    )
+    save_on_exception: bool = option(
+        False, "An exception in training saves the last complete update before it ends it."
+    )
+    save_training_args_bin: bool = option(
+        False, "Save the arguments as a pickle too, for other programs; it is never read here."
+    )
+    stop_signals: list[str] = option(
+        default_factory=lambda: ["SIGINT", "SIGTERM", "SIGUSR1"],
+        help="Signals that stop the run with a checkpoint after the update in progress, where checkpoints are saved.",
+    )
+    max_time: str | float | None = option(
+        None,
+        "Wall-clock time after which the run has saved and stopped: seconds, or [days-]hours:minutes:seconds.",
+        check=_is_time,
     )
 
 
 @dataclass(frozen=True)
-class OwnOptions:
-    """The resolved values. The defaults are those of a foreign arguments object.
+class SavingOptions:
+    """How checkpoints are written and when the run stops for one. The defaults are those of a foreign arguments object.
 
     Attributes:
-        eval_loss_reduction: "auto" (by token where the loss is normalised by items), "token" or "sample".
-        resume_log_window: Whether the loss window goes on after a resume.
-        restore_callback_states: Whether callbacks go on after a resume.
-        exact_position: Whether the position in the data is read from the checkpoint, rather than worked out from the
-            number of updates.
-        finish_short_updates: Whether an update steps when a stream ends inside it, rather than leaving its gradients to
-            the next epoch's first update.
-        cut_filling: Whether samples that only fill up the last evaluation batch over processes stay out of its loss.
-        watch_normalisation: Whether a loss counts as normalised by the items of the whole update only where it really
-            used their number, rather than wherever it could have.
-        exact_label_count: Whether labels are counted as the model's loss counts them, rather than as its class declares.
+        raises: Whether a checkpoint that cannot be written ends the run.
+        in_background: Whether files are written while training goes on.
+        on_exception: Whether an exception in training saves first.
+        pickles_arguments: Whether `training_args.bin` is written.
+        stop_signals: Names of the signals that stop the run with a checkpoint.
+        max_time_s: Seconds after which it stops with one; None: never.
     """
 
-    eval_loss_reduction: str = "auto"
-    resume_log_window: bool = True
-    restore_callback_states: bool = True
-    exact_position: bool = True
-    finish_short_updates: bool = True
-    cut_filling: bool = True
-    watch_normalisation: bool = True
-    exact_label_count: bool = True
+    raises: bool = False
+    in_background: bool = False
+    on_exception: bool = False
+    pickles_arguments: bool = False
+    stop_signals: tuple[str, ...] = ("SIGINT", "SIGTERM", "SIGUSR1")
+    max_time_s: float | None = None
 
 
-def own_options(args: Any) -> OwnOptions:
-    """Resolve our own options of `args`. On arguments that are not ours, only the reference's names are read."""
-    ours = isinstance(args, OwnArguments)
-    as_reference = ours and args.compat == "5"
-    reduction = args.eval_loss_reduction if ours else "auto"
-    window = args.resume_log_window if ours else None
-    states = getattr(args, "restore_callback_states_from_checkpoint", None)
-    if not ours:
-        states = states or None  # there, False is only the default
-    return OwnOptions(
-        eval_loss_reduction="sample" if as_reference and reduction == "auto" else reduction,
-        resume_log_window=not as_reference if window is None else window,
-        restore_callback_states=not as_reference if states is None else states,
-        exact_position=not as_reference,
-        finish_short_updates=not as_reference,
-        cut_filling=not as_reference,
-        watch_normalisation=not as_reference,
-        exact_label_count=not as_reference,
+def saving_options(args: Any) -> SavingOptions:
+    """The options of `args` that say how its checkpoints are written."""
+    if not isinstance(args, OwnArguments):
+        return SavingOptions()
+    return SavingOptions(
+        raises=args.save_failure == "raise",
+        in_background=args.save_in_background,
+        on_exception=args.save_on_exception,
+        pickles_arguments=args.save_training_args_bin,
+        stop_signals=tuple(args.stop_signals),
+        max_time_s=None if args.max_time is None else seconds_of(args.max_time),
     )
+
+
+def own_options(args: Any) -> Behaviour:
+    """What `compat` of `args` stands for, and the single options that win over it.
+
+    On arguments that are not ours, only the reference's names are read.
+    """
+    states = getattr(args, "restore_callback_states_from_checkpoint", None)
+    if not isinstance(args, OwnArguments):
+        return _with(BEHAVIOURS["none"], restore_callback_states=states or None)  # there, False is only the default
+    return _with(
+        BEHAVIOURS[args.compat],
+        restore_callback_states=states,
+        resume_log_window=args.resume_log_window,
+        eval_loss_reduction=None if args.eval_loss_reduction == "auto" else args.eval_loss_reduction,
+    )
+
+
+def _with(behaviour: Behaviour, **chosen: Any) -> Behaviour:
+    """The same behaviour, but for what was chosen, that is not None."""
+    return replace(behaviour, **{name: value for name, value in chosen.items() if value is not None})

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
-import json
 import os
 import sys
 import typing
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from importlib import import_module
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mainspring.arguments.actions import COMMAND_LINE, PLACE, MovePlace, Store, StoreOneOrMany, SwitchOff, Written
+from mainspring.arguments.config_files import options_of_json, options_of_yaml, words_of
+from mainspring.arguments.masking import shown
 from mainspring.arguments.option import groups_of
-from mainspring.arguments.readings import Reading, reading_of
-from mainspring.arguments.spellings import OLDER_NAMES, OLDER_TYPES, RENAMED
+from mainspring.arguments.readings import TEXT, Reading, reading_of
+from mainspring.arguments.sources import Origin, read_elsewhere
+from mainspring.arguments.spellings import OLDER_NAMES, OLDER_TYPES, ON_UNLESS_SAID, RENAMED
 from mainspring.arguments.training_arguments import TrainingArguments
-from mainspring.errors import MissingPackageError, did_you_mean
+from mainspring.errors import did_you_mean
 
 _PASSED_ON = ("help", "metavar", "nargs", "const")
 """Keys of a field's metadata that argparse gets as they are."""
@@ -74,6 +77,7 @@ class HfArgumentParser(argparse.ArgumentParser):
         self.dataclass_types = list(one or ())
         self._defaults_of_fields: dict[str, Any] = {}
         self._older_spellings: set[str] = set()
+        self._written = Written()
         for cls in self.dataclass_types:
             self._add_dataclass(cls)
 
@@ -95,14 +99,28 @@ class HfArgumentParser(argparse.ArgumentParser):
         return [(named, _fields(cls))]
 
     def _add_field(self, target: argparse._ActionsContainer, field: dataclasses.Field[Any], annotation: Any) -> None:
-        reading = reading_of(annotation, field.metadata.get("choices"))
+        json = field.metadata.get("json", False)  # text, or a path: the arguments read it
+        reading = TEXT if json else reading_of(annotation, field.metadata.get("choices"))
         said = {name: field.metadata[name] for name in _PASSED_ON if name in field.metadata}
-        keywords = {**_shape(reading), **said, **self._presence(field, annotation)}
+        keywords = {**self._shape(reading), **said, **self._presence(field, annotation)}
         aliases = field.metadata.get("aliases", [])
         target.add_argument(*_spellings(field.name), *([aliases] if isinstance(aliases, str) else aliases), **keywords)
         if _can_be_switched_off(field, reading) and f"no_{field.name}" not in self._names():
-            off: dict[str, Any] = {"action": "store_false", "dest": field.name, "default": keywords.get("default")}
+            off: dict[str, Any] = {"action": SwitchOff, "written": self._written, "dest": field.name}
+            off["default"] = keywords.get("default")
             target.add_argument(*_spellings(f"no_{field.name}"), help=said.get("help"), **off)
+
+    def _shape(self, reading: Reading) -> dict[str, Any]:
+        """What argparse is told of a reading: converter, choices, number of words, and to note where they were."""
+        action = StoreOneOrMany if reading.one_or_many else Store
+        shape: dict[str, Any] = {"type": reading.word, "action": action, "written": self._written}
+        if reading.choices is not None:
+            shape["choices"] = reading.choices
+        if reading.many:
+            shape["nargs"] = "*" if reading.flag else "+"
+        elif reading.flag:
+            shape.update(nargs="?", const=True, metavar="BOOL")
+        return shape
 
     def _presence(self, field: dataclasses.Field[Any], annotation: Any) -> dict[str, Any]:
         """The default, or that there is none."""
@@ -120,24 +138,47 @@ class HfArgumentParser(argparse.ArgumentParser):
     def _names(self) -> set[str]:
         return {field.name for cls in self.dataclass_types for field in _fields(cls)}
 
-    def _add_older_spellings(self) -> None:
-        """Hidden, and last: an argument that a script itself calls so comes first."""
-        for cls in self.dataclass_types:
-            if not issubclass(cls, TrainingArguments):
-                continue
-            hints, taken = _annotations(cls), {action.dest for action in self._actions}
-            for name in sorted(OLDER_NAMES - taken):
-                reading = reading_of(hints[RENAMED[name]] if name in RENAMED else OLDER_TYPES.get(name, bool))
-                keywords = {**_shape(reading), "dest": name, "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
-                self.add_argument(*_spellings(name), **keywords)
-                self._older_spellings.add(name)
+    @contextlib.contextmanager
+    def _with_older_spellings(self) -> Iterator[None]:
+        """Hidden, and for one parse only: what a script itself calls so, be it before or later, comes first."""
+        known, strings = list(self._actions), set(self._option_string_actions)
+        self._older_spellings = set()
+        try:
+            for cls in self.dataclass_types:
+                if issubclass(cls, TrainingArguments):
+                    self._add_older_spellings(_annotations(cls))
+            yield
+        finally:
+            self._actions[:] = [action for action in self._actions if action in known]
+            for string in self._option_string_actions.keys() - strings:
+                del self._option_string_actions[string]
+
+    def _add_older_spellings(self, hints: Mapping[str, Any]) -> None:
+        for name in sorted(OLDER_NAMES - {action.dest for action in self._actions}):
+            reading = reading_of(hints[RENAMED[name]] if name in RENAMED else OLDER_TYPES.get(name, bool))
+            self._add_hidden(name, name, **self._shape(reading))
+            if name in ON_UNLESS_SAID:
+                self._add_hidden(f"no_{name}", name, action=SwitchOff, written=self._written)
+
+    def _add_hidden(self, spelling: str, name: str, **shape: Any) -> None:
+        """Add those spellings of an older option that nothing else has."""
+        free = [string for string in _spellings(spelling) if string not in self._option_string_actions]
+        if free:
+            hidden: Any = {"dest": name, "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+            self.add_argument(*free, **shape, **hidden)
+            self._older_spellings.add(name)
+
+    def _get_option_tuples(self, option_string: str) -> list[Any]:
+        """What an abbreviation may stand for, as argparse finds it: hidden options only where nothing else fits."""
+        found = super()._get_option_tuples(option_string)
+        return [match for match in found if match[0].help != argparse.SUPPRESS] or found
 
     # ---- from words to instances ----
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As in argparse, which every other way of parsing goes through."""
-        self._add_older_spellings()
-        return super().parse_known_args(args, namespace)
+        with self._with_older_spellings():
+            return super().parse_known_args(args, namespace)
 
     def parse_args_into_dataclasses(
         self,
@@ -174,15 +215,28 @@ class HfArgumentParser(argparse.ArgumentParser):
         if args_file_flag is not None:
             named, words = _files_named_by(args_file_flag, words)
             files += named
-        before = [word for file in files for word in file.read_text(encoding="utf-8").split()]
-
-        namespace, left_over = self.parse_known_args([*before, *words])
+        self._written.forget()
+        words = [*self._words_of_files(files), *words]
+        namespace, left_over = self.parse_known_args(words)
         if left_over and not return_remaining_strings:
-            raise ValueError("\n".join(self._complaint(word) for word in left_over))
+            masks = _masks(words, self._names() | OLDER_NAMES)
+            raise ValueError("\n".join(self._complaint(masks.get(word, word)) for word in left_over))
         built: list[Any] = [self._build(cls, namespace) for cls in self.dataclass_types]
         if vars(namespace):
             built.append(namespace)
         return (*built, left_over) if return_remaining_strings else tuple(built)
+
+    def _words_of_files(self, files: Sequence[Path]) -> list[str]:
+        """Their words, each file's after its name, so that each value can be told where it was written."""
+        if not files:
+            return []
+        if PLACE not in self._option_string_actions:
+            hidden: Any = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+            self.add_argument(PLACE, action=MovePlace, written=self._written, **hidden)
+        words = []
+        for file in files:
+            words += [PLACE, f"file {os.fspath(file)}", *words_of(file)]
+        return [*words, PLACE, COMMAND_LINE]
 
     def _build(self, cls: type[Any], namespace: argparse.Namespace) -> Any:
         """Make an instance from what was given, and take that out of the namespace.
@@ -191,14 +245,17 @@ class HfArgumentParser(argparse.ArgumentParser):
         compete with the default of the newer one.
         """
         values = {}
+        defaults = {action.dest: action.default for action in self._actions}  # a script may have changed them
         for name in self._accepted(cls, self._older_spellings):
             if not hasattr(namespace, name):
                 continue
             value = getattr(namespace, name)
             delattr(namespace, name)
-            if name not in self._defaults_of_fields or value is not self._defaults_of_fields[name]:
+            default = self._defaults_of_fields.get(name, dataclasses.MISSING)
+            if name in self._written or defaults.get(name) is not default:
                 values[name] = value
-        return cls(**values)
+        with read_elsewhere(cls, {name: self._written.origin(name) for name in values}):
+            return cls(**values)
 
     @staticmethod
     def _accepted(cls: type[Any], older: Collection[str]) -> list[str]:
@@ -208,8 +265,8 @@ class HfArgumentParser(argparse.ArgumentParser):
     def _complaint(self, word: str) -> str:
         if not word.startswith("-"):
             return f"{word!r} belongs to no option; put the option that it is a value of before it"
-        shown = {text for text, action in self._option_string_actions.items() if action.help != argparse.SUPPRESS}
-        return _no_such_option(word.partition("=")[0], shown)
+        visible = {text for text, action in self._option_string_actions.items() if action.help != argparse.SUPPRESS}
+        return _no_such_option(word.partition("=")[0], visible)
 
     # ---- from a mapping or a file ----
 
@@ -226,13 +283,20 @@ class HfArgumentParser(argparse.ArgumentParser):
         Raises:
             ValueError: A name that no dataclass has, or values that cannot be.
         """
+        return self._fill(args, allow_extra_keys, "mapping")
+
+    def _fill(self, args: Mapping[str, Any], allow_extra_keys: bool, source: str) -> tuple[Any, ...]:
         names = self._names()
         accepted = [self._accepted(cls, OLDER_NAMES - names) for cls in self.dataclass_types]
         unknown = sorted(str(name) for name in args if not any(name in some for some in accepted))
         if unknown and not allow_extra_keys:
             raise ValueError("\n".join(_no_such_option(name, names) for name in unknown))
-        values = ({name: args[name] for name in some if name in args} for some in accepted)
-        return tuple(cls(**given) for cls, given in zip(self.dataclass_types, values, strict=True))
+        built = []
+        for cls, some in zip(self.dataclass_types, accepted, strict=True):
+            values = {name: args[name] for name in some if name in args}
+            with read_elsewhere(cls, dict.fromkeys(values, Origin(source))):
+                built.append(cls(**values))
+        return tuple(built)
 
     def parse_json_file(self, json_file: str | os.PathLike[str], allow_extra_keys: bool = False) -> tuple[Any, ...]:
         """Fill the dataclasses from a JSON file, as `parse_dict` does.
@@ -240,12 +304,7 @@ class HfArgumentParser(argparse.ArgumentParser):
         Raises:
             ValueError: The file holds no JSON object, or as for `parse_dict`.
         """
-        try:
-            content = json.loads(Path(json_file).read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            place = f"{error.msg} at line {error.lineno}, column {error.colno}"
-            raise ValueError(f"json_file={os.fspath(json_file)!r}: not JSON: {place}; correct it there") from error
-        return self.parse_dict(_mapping_in("json_file", json_file, content), allow_extra_keys)
+        return self._fill(options_of_json(json_file), allow_extra_keys, f"file {os.fspath(json_file)}")
 
     def parse_yaml_file(self, yaml_file: str | os.PathLike[str], allow_extra_keys: bool = False) -> tuple[Any, ...]:
         """Fill the dataclasses from a YAML file, as `parse_dict` does.
@@ -254,16 +313,20 @@ class HfArgumentParser(argparse.ArgumentParser):
             MissingPackageError: PyYAML is not installed.
             ValueError: The file holds no YAML mapping, or as for `parse_dict`.
         """
-        try:
-            yaml: Any = import_module("yaml")
-        except ImportError as error:
-            raise MissingPackageError("parse_yaml_file needs PyYAML: pip install pyyaml", name="yaml") from error
-        try:
-            content = yaml.safe_load(Path(yaml_file).read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            said = " ".join(str(error).split())
-            raise ValueError(f"yaml_file={os.fspath(yaml_file)!r}: not YAML: {said}; correct it there") from error
-        return self.parse_dict(_mapping_in("yaml_file", yaml_file, content), allow_extra_keys)
+        return self._fill(options_of_yaml(yaml_file), allow_extra_keys, f"file {os.fspath(yaml_file)}")
+
+
+def _masks(words: Sequence[str], names: Collection[str]) -> dict[str, str]:
+    """What stands for words that come after an option which is a token, looks like one, or may abbreviate one."""
+    masks: dict[str, str] = {}
+    options: list[str] = []
+    for word in words:
+        if word.startswith("-"):
+            option = word.partition("=")[0].lstrip("-").replace("-", "_")
+            options = [option, *(name for name in names if name.startswith(option))]
+        elif mask := next((mask for name in options if (mask := shown(name, word)) != word), None):
+            masks[word] = mask
+    return masks
 
 
 def _no_such_option(name: str, names: Iterable[str]) -> str:
@@ -287,27 +350,6 @@ def _spellings(name: str) -> list[str]:
     return list(dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"]))
 
 
-def _shape(reading: Reading) -> dict[str, Any]:
-    """What argparse is told of a reading: converter, choices, number of words."""
-    shape: dict[str, Any] = {"type": reading.word}
-    if reading.choices is not None:
-        shape["choices"] = reading.choices
-    if reading.many:
-        shape["nargs"] = "*" if reading.flag else "+"
-    elif reading.flag:
-        shape.update(nargs="?", const=True, metavar="BOOL")
-    if reading.one_or_many:
-        shape["action"] = _OneOrMany
-    return shape
-
-
-class _OneOrMany(argparse.Action):
-    """No word is True, one word is its value, several are a list."""
-
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        setattr(namespace, self.dest, True if not values else values[0] if len(values) == 1 else values)
-
-
 def _can_be_switched_off(field: dataclasses.Field[Any], reading: Reading) -> bool:
     """Truth values that are True, or undecided, unless something is said."""
     return reading.flag and not reading.many and (field.default is True or field.default is None)
@@ -322,9 +364,3 @@ def _files_named_by(flag: str, words: list[str]) -> tuple[list[Path], list[str]]
         if not file.is_file():
             raise ValueError(f"{flag}={os.fspath(file)!r}: there is no such file; correct the path")
     return found.files, others
-
-
-def _mapping_in(option: str, file: str | os.PathLike[str], content: Any) -> Mapping[str, Any]:
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{option}={os.fspath(file)!r}: holds a {type(content).__name__}; write options by name")
-    return content

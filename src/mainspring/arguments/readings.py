@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import inspect
-import json
 import types
 import typing
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
-from mainspring.arguments.normalise import truth
+from mainspring.arguments.jsontext import JsonSlipError, read_json
+from mainspring.arguments.typed import truth
 from mainspring.errors import did_you_mean
 
 Word = Callable[[str], Any]
@@ -38,6 +38,10 @@ class Reading:
     one_or_many: bool = False
 
 
+TEXT = Reading(str)
+"""As it stands."""
+
+
 def reading_of(annotation: Any, choices: Any = None) -> Reading:
     """How an option with this annotation is read.
 
@@ -45,11 +49,12 @@ def reading_of(annotation: Any, choices: Any = None) -> Reading:
         annotation: A resolved annotation: a class, `Optional`, a union, `Literal`, an enumeration, a list, a mapping.
         choices: What the option's declaration says of its values: an enumeration or their sequence.
     """
-    if choices is not None:
-        return _choice_among(_values_of(choices) if inspect.isclass(choices) else tuple(choices))
     kinds = [kind for kind in _members(annotation) if kind is not type(None)]
     lists = [kind for kind in kinds if _base(kind) is list]
     plain = [kind for kind in kinds if _base(kind) is not list]
+    if choices is not None:
+        among = _choice_among(_values_of(choices) if inspect.isclass(choices) else tuple(choices))
+        return replace(among, many=bool(lists) and not plain)
     if not lists:
         return _reading_of_one(plain)
     if not plain:
@@ -157,9 +162,9 @@ def _truth(text: str) -> bool:
 
 def _mapping(text: str) -> dict[str, Any]:
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ArgumentTypeError(f"{text!r} is not JSON: {error.msg} at column {error.colno}") from error
+        value = read_json(text)
+    except JsonSlipError as error:
+        raise ArgumentTypeError(f"{text!r} is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise ArgumentTypeError(f"{text!r} is JSON, but no object: write it in braces")
     return value

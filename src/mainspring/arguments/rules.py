@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
+from mainspring.arguments.compat import installed_services
 from mainspring.arguments.idle import NO_WARMUP
 from mainspring.errors import Problem
 
@@ -123,7 +124,7 @@ def persistence_needs_workers(a: TrainingArguments) -> Problem | None:
 
 
 def start_of_workers_needs_workers(a: TrainingArguments) -> Problem | None:
-    """Torch's loaders refuse it too, but only once training begins."""
+    """Only workers are started. Torch's loaders refuse it too, but not before training begins."""
     if a.dataloader_multiprocessing_context is not None and a.dataloader_num_workers == 0:
         return Problem(
             "dataloader_multiprocessing_context",
@@ -168,6 +169,23 @@ def known_token_counts(a: TrainingArguments) -> Problem | None:
     return None
 
 
+def stopping_needs_full_checkpoints(a: TrainingArguments) -> Problem | None:
+    """A run that is stopped is meant to go on."""
+    for name in ("max_time", "enable_jit_checkpoint"):
+        if a.save_only_model and getattr(a, name):
+            why = "save_only_model is set, and a model alone cannot be resumed from"
+            return Problem(name, getattr(a, name), why, "leave one of the two out")
+    return None
+
+
+def known_signals(a: TrainingArguments) -> Problem | None:
+    """Signals that a process can listen to, on some system."""
+    unknown = [name for name in a.stop_signals if name not in _SIGNALS]
+    if unknown:
+        return Problem("stop_signals", unknown, "is no signal to listen to", "use names such as SIGTERM and SIGUSR1")
+    return None
+
+
 RULES: tuple[Rule, ...] = (
     logging_by_steps_needs_steps,
     evaluation_by_steps_needs_steps,
@@ -184,6 +202,8 @@ RULES: tuple[Rule, ...] = (
     one_length,
     known_metric_inputs,
     known_token_counts,
+    stopping_needs_full_checkpoints,
+    known_signals,
 )
 
 
@@ -215,7 +235,7 @@ def broken_rules(args: TrainingArguments, unknown: Collection[str] = ()) -> list
 
 
 def warmup_outlasts_the_run(a: TrainingArguments) -> Problem | None:
-    """A short trial of a long run's options is common; it trains at a fraction of the learning rate."""
+    """The run ends before the learning rate reaches its peak, as in a short trial of a long run's options."""
     if 0 < a.max_steps < a.warmup_steps and a.lr_scheduler_type not in NO_WARMUP:
         why = f"max_steps is {a.max_steps}: the run ends before the learning rate reaches its peak"
         return Problem("warmup_steps", a.warmup_steps, why, "make it smaller, or give a share below 1")
@@ -229,5 +249,14 @@ def saves_never_come(a: TrainingArguments) -> Problem | None:
     return None
 
 
-NOTICES: tuple[Rule, ...] = (warmup_outlasts_the_run, saves_never_come)
+def installed_services_are_not_told(a: TrainingArguments) -> Problem | None:
+    """In 4.37 the logs went to every service that was installed, unless told otherwise."""
+    installed = installed_services() if a.compat == "4.37" and not a._was_given("report_to") else []
+    if installed:
+        why = f"with compat='4.37' that means all installed services ({', '.join(installed)}); none is available yet"
+        return Problem("report_to", None, why, "say report_to='none' if nothing is to be reported")
+    return None
+
+
+NOTICES: tuple[Rule, ...] = (warmup_outlasts_the_run, saves_never_come, installed_services_are_not_told)
 """What is worth a warning, besides options that have no effect (`idle`)."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from mainspring.arguments.normalise import truth
 from mainspring.arguments.spellings import warn
+from mainspring.arguments.typed import truth
 from mainspring.errors import OptionError, Problem
 
 if TYPE_CHECKING:
@@ -87,7 +87,11 @@ def processes(*, use_cpu: bool, backend: str | None, timeout_s: int, local_rank:
             os.environ.setdefault("LOCAL_RANK", str(local_rank))
         if backend is not None or cpu:
             keywords["backend"] = backend or "gloo"  # a torch that was built with MPI would take that
-    state = PartialState(cpu=cpu, **keywords)
+    try:
+        state = PartialState(cpu=cpu, **keywords)
+    except BaseException:
+        PartialState._reset_state()  # what it had noted before it failed would pass for a state
+        raise
     if asked > 1 and state.num_processes != asked:
         raise RuntimeError(
             f"the launcher set WORLD_SIZE={asked}, but this process sees a world of {state.num_processes}: training "

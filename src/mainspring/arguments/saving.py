@@ -17,7 +17,7 @@ class SavingArguments:
     save_total_limit: int | None = option(None, "Checkpoints to keep; the newest and the best always stay.")
     save_only_model: bool = option(False, "Save nothing that resuming needs.")
     save_on_each_node: bool = option(False, "With several machines, save on each.")
-    enable_jit_checkpoint: bool = option(False, "Save when the process is asked to end.")
+    enable_jit_checkpoint: bool = option(False, "Listen to stop_signals although save_strategy is 'no'.")
     load_best_model_at_end: bool = option(False, "End with the best checkpoint's weights.")
     metric_for_best_model: str | None = option(None, "What best means; default the loss.")
     greater_is_better: bool | None = option(
@@ -25,11 +25,12 @@ class SavingArguments:
     )
     ignore_data_skip: bool = option(False, "A resumed run begins its epoch anew.")
     restore_callback_states_from_checkpoint: bool | None = option(
-        None, "Resuming restores the callbacks; default True, and False with compat='5'."
+        None, "Resuming restores the callbacks; default True, and False with compat='5' or '4.37'."
     )
     resume_from_checkpoint: str | None = option(
         None,
-        "Checkpoint that train() resumes from, unless told otherwise; True is the newest in output_dir.",
+        "Checkpoint that train() resumes from, unless told otherwise; True is the newest valid one in output_dir, and 'auto' "
+        "the same, or a fresh start where there is none.",
         also=(bool,),
     )
 

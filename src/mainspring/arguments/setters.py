@@ -15,6 +15,9 @@ class GroupedSetters:
     are read and checked as the constructor does, before any is assigned. What must hold between groups is not
     checked: another setter may be about to follow.
 
+    Some of the setters' defaults are not the options' own: `set_logging` turns off what `TrainingArguments` has on. So
+    it is in the reference, and scripts rely on it.
+
     Raises:
         OptionError: Values that cannot be, all in one error.
         NotAvailableError: Options whose machinery is not here yet.
@@ -39,6 +42,12 @@ class GroupedSetters:
         """Set what training needs, and `do_train`.
 
         `gradient_checkpointing` is the older name of `activation_checkpointing`.
+
+        >>> from mainspring import TrainingArguments
+        >>> args = TrainingArguments("working_dir")
+        >>> args = args.set_training(learning_rate=1e-4, batch_size=32)
+        >>> args.learning_rate, args.per_device_train_batch_size, args.do_train
+        (0.0001, 32, True)
         """
         if gradient_checkpointing is not None:
             activation_checkpointing = gradient_checkpointing
@@ -63,8 +72,18 @@ class GroupedSetters:
         accumulation_steps: int | None = None,
         delay: float | None = None,
         loss_only: bool = False,
+        jit_mode: bool = False,
     ) -> Self:
-        """Set when and how to evaluate, and `do_eval` accordingly."""
+        """Set when and how to evaluate, and `do_eval` accordingly.
+
+        `jit_mode` is of the older generation; True is refused, as `jit_mode_eval` is by the constructor.
+
+        >>> from mainspring import TrainingArguments
+        >>> args = TrainingArguments("working_dir")
+        >>> args = args.set_evaluate(strategy="steps", steps=100)
+        >>> args.eval_steps, args.do_eval
+        (100, True)
+        """
         return self._assign(
             eval_strategy=strategy,
             do_eval=strategy != "no",
@@ -73,16 +92,36 @@ class GroupedSetters:
             eval_accumulation_steps=accumulation_steps,
             eval_delay=delay,
             prediction_loss_only=loss_only,
+            **_tracing(jit_mode),
         )
 
-    def set_testing(self, batch_size: int = 8, loss_only: bool = False) -> Self:
-        """Set how to predict on held-out data, and `do_predict`."""
-        return self._assign(do_predict=True, per_device_eval_batch_size=batch_size, prediction_loss_only=loss_only)
+    def set_testing(self, batch_size: int = 8, loss_only: bool = False, jit_mode: bool = False) -> Self:
+        """Set how to predict on held-out data, and `do_predict`. `jit_mode` is as of `set_evaluate`.
+
+        >>> from mainspring import TrainingArguments
+        >>> args = TrainingArguments("working_dir")
+        >>> args = args.set_testing(batch_size=32)
+        >>> args.per_device_eval_batch_size, args.do_predict
+        (32, True)
+        """
+        return self._assign(
+            do_predict=True,
+            per_device_eval_batch_size=batch_size,
+            prediction_loss_only=loss_only,
+            **_tracing(jit_mode),
+        )
 
     def set_save(
         self, strategy: str = "steps", steps: int = 500, total_limit: int | None = None, on_each_node: bool = False
     ) -> Self:
-        """Set when to save, and how many checkpoints to keep."""
+        """Set when to save, and how many checkpoints to keep.
+
+        >>> from mainspring import TrainingArguments
+        >>> args = TrainingArguments("working_dir")
+        >>> args = args.set_save(strategy="steps", steps=100)
+        >>> args.save_steps
+        100
+        """
         return self._assign(
             save_strategy=strategy,
             save_steps=_interval(strategy, steps),
@@ -101,7 +140,14 @@ class GroupedSetters:
         on_each_node: bool = False,
         replica_level: str = "passive",
     ) -> Self:
-        """Set what is logged, when, and to whom."""
+        """Set what is logged, when, and to whom.
+
+        >>> from mainspring import TrainingArguments
+        >>> args = TrainingArguments("working_dir")
+        >>> args = args.set_logging(strategy="steps", steps=100)
+        >>> args.logging_steps, args.logging_nan_inf_filter
+        (100, False)
+        """
         return self._assign(
             logging_strategy=strategy,
             logging_steps=_interval(strategy, steps),
@@ -122,7 +168,15 @@ class GroupedSetters:
         always_push: bool = False,
         revision: str | None = None,
     ) -> Self:
-        """Set where and when to push, and `push_to_hub`."""
+        """Set where and when to push, and `push_to_hub`.
+
+        >>> from mainspring import TrainingArguments
+        >>> args = TrainingArguments("working_dir")
+        >>> args = args.set_push_to_hub("me/awesome-model")
+        Traceback (most recent call last):
+        mainspring.errors.NotAvailableError: push_to_hub=True: this option is not available yet; leave it out
+        ...
+        """
         return self._assign(
             push_to_hub=True,
             hub_model_id=model_id,
@@ -143,7 +197,14 @@ class GroupedSetters:
         epsilon: float = 1e-8,
         args: str | None = None,
     ) -> Self:
-        """Set the optimizer and its numbers."""
+        """Set the optimizer and its numbers.
+
+        >>> from mainspring import TrainingArguments
+        >>> args = TrainingArguments("working_dir")
+        >>> args = args.set_optimizer(name="adamw_torch", beta1=0.8)
+        >>> print(args.optim, args.adam_beta1)
+        adamw_torch 0.8
+        """
         return self._assign(
             optim=name,
             learning_rate=learning_rate,
@@ -155,11 +216,34 @@ class GroupedSetters:
         )
 
     def set_lr_scheduler(
-        self, name: str = "linear", num_epochs: float = 3.0, max_steps: int = -1, warmup_steps: float = 0
+        self,
+        name: str = "linear",
+        num_epochs: float = 3.0,
+        max_steps: int = -1,
+        warmup_steps: float = 0,
+        *,
+        warmup_ratio: float | None = None,
     ) -> Self:
-        """Set the schedule, and the length and warm-up that shape it."""
+        """Set the schedule, and the length and warm-up that shape it.
+
+        `warmup_ratio` is of the older generation: `warmup_steps` below 1 is the same, and above 0 it wins.
+
+        >>> from mainspring import TrainingArguments
+        >>> args = TrainingArguments("working_dir")
+        >>> args = args.set_lr_scheduler(name="cosine", warmup_steps=0.05)
+        >>> args.warmup_steps
+        0.05
+        >>> args = args.set_lr_scheduler(name="cosine", warmup_ratio=0.05)
+        >>> args.warmup_ratio
+        0.05
+        """
+        older = {} if warmup_ratio is None else {"warmup_ratio": warmup_ratio}
         return self._assign(
-            lr_scheduler_type=name, num_train_epochs=num_epochs, max_steps=max_steps, warmup_steps=warmup_steps
+            lr_scheduler_type=name,
+            num_train_epochs=num_epochs,
+            max_steps=max_steps,
+            warmup_steps=warmup_steps,
+            **older,
         )
 
     def set_dataloader(
@@ -177,7 +261,14 @@ class GroupedSetters:
         ignore_data_skip: bool = False,
         sampler_seed: int | None = None,
     ) -> Self:
-        """Set how batches are made."""
+        """Set how batches are made.
+
+        >>> from mainspring import TrainingArguments
+        >>> args = TrainingArguments("working_dir")
+        >>> args = args.set_dataloader(train_batch_size=16, eval_batch_size=64)
+        >>> args.per_device_train_batch_size, args.per_device_eval_batch_size
+        (16, 64)
+        """
         return self._assign(
             per_device_train_batch_size=train_batch_size,
             per_device_eval_batch_size=eval_batch_size,
@@ -198,3 +289,8 @@ def _interval(strategy: str, steps: float) -> float:
     if strategy == "steps" and steps == 0:
         raise ValueError("steps=0: strategy is 'steps'; set it above 0, or choose another strategy")
     return steps
+
+
+def _tracing(jit_mode: bool) -> dict[str, Any]:
+    """The older option, where it asks for something."""
+    return {"jit_mode_eval": jit_mode} if jit_mode else {}

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
-import math
+import os
 import sys
+import time
+import typing
 import warnings
-from collections.abc import Callable, Collection
-from typing import Any
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any, Literal
 
-from mainspring.arguments.masking import shown
+from mainspring.arguments import fsdp_words
+from mainspring.arguments.masking import mask_of
+from mainspring.arguments.normalise import read
+from mainspring.arguments.option import file_name
+from mainspring.arguments.translations import (
+    NOTHING_SETTLED,
+    TRANSLATED,
+    Options,
+    Settled,
+    given_too,
+    with_organization,
+)
+from mainspring.arguments.typed import accepted_types
 from mainspring.errors import Problem
 
-Options = dict[str, Any]
+if TYPE_CHECKING:
+    from mainspring.arguments.training_arguments import TrainingArguments
 
 RENAMED: dict[str, str] = {
     "evaluation_strategy": "eval_strategy",
@@ -35,19 +50,17 @@ WITHOUT_EFFECT: dict[str, str] = {
     "logging_dir": "set the environment variable TENSORBOARD_LOGGING_DIR",
     "_n_gpu": "one process drives one device",
     "use_legacy_prediction_loop": "there is one evaluation loop",
-    "tpu_metrics_debug": "use debug='tpu_metrics_debug'",
 }
 """Older options whose meaning is gone or is the default now; setting one is accepted, said, and changes nothing.
 The value can be read back: scripts ask for `overwrite_output_dir` themselves."""
 
 REFUSED: dict[str, str] = {
-    "sharded_ddp": "use fsdp='full_shard'",
+    "sharded_ddp": "use fsdp=True",
     "jit_mode_eval": "use torch_compile=True",
     "use_ipex": "use torch_compile=True",
     "mp_parameters": "SageMaker's model parallelism is not available yet",
     "tpu_num_cores": "TPUs are not available yet",
     "past_index": "recurrent memory is not available yet: leave it out",
-    "push_to_hub_organization": "use hub_model_id='organization/name'",
 }
 """Older options that cannot be served; their inert values are accepted."""
 
@@ -58,128 +71,169 @@ _INERT: dict[str, tuple[Any, ...]] = {
     "mp_parameters": ("",),
     "tpu_num_cores": (None,),
     "past_index": (-1,),
-    "push_to_hub_organization": (None,),
 }
 
+_UNSET: dict[str, Any] = {
+    **{name: values[0] for name, values in _INERT.items()},
+    **dict.fromkeys(("overwrite_output_dir", "use_mps_device", "use_legacy_prediction_loop"), False),
+    **dict.fromkeys(("half_precision_backend", "fp16_backend"), "auto"),
+    "save_safetensors": True,
+    "fp16_opt_level": "O1",
+    "ray_scope": "last",
+}
+"""What older options without a place among the newer ones read as, where they were not set."""
+
+ON_UNLESS_SAID: frozenset[str] = frozenset(name for name, value in _UNSET.items() if value is True)
+"""Older options that were on unless something was said: `--no_x` switches them off."""
+
+_SAYS_NOTHING: dict[str, tuple[Any, ...]] = {
+    "no_cuda": (False,),
+    **dict.fromkeys(("per_gpu_train_batch_size", "per_gpu_eval_batch_size", "torchdynamo"), (None,)),
+    **dict.fromkeys(("push_to_hub_model_id", "push_to_hub_token"), (None,)),
+}
+"""Values of renamed options that leave the newer one as it is: 4.37 saved them beside it."""
+
+DYNAMO_BACKENDS = (
+    "eager",
+    "aot_eager",
+    "inductor",
+    "nvfuser",
+    "aot_nvfuser",
+    "aot_cudagraphs",
+    "ofi",
+    "fx2trt",
+    "onnxrt",
+    "ipex",
+)
+"""What `torchdynamo` took, by the documentation of 4.37."""
+
+_BACKENDS = Literal["auto", "apex", "cpu_amp", "cuda_amp"]
 
 OLDER_TYPES: dict[str, Any] = {
-    "warmup_ratio": float,
-    "fsdp_min_num_params": int,
-    "past_index": int,
-    "tpu_num_cores": int,
+    **{name: translation.kind for name, translation in TRANSLATED.items()},
+    "half_precision_backend": _BACKENDS,
+    "fp16_backend": _BACKENDS,
+    "fp16_opt_level": Literal["O0", "O1", "O2", "O3"],
+    "ray_scope": str,
+    "logging_dir": str | None,
+    "save_safetensors": bool | None,
     "_n_gpu": int,
-    **dict.fromkeys(("half_precision_backend", "fp16_backend", "fp16_opt_level", "ray_scope", "logging_dir"), str),
-    **dict.fromkeys(("sharded_ddp", "mp_parameters", "push_to_hub_organization"), str),
-    "fsdp_transformer_layer_cls_to_wrap": str,
+    "sharded_ddp": str | list[str] | bool | None,
+    "mp_parameters": str,
+    "tpu_num_cores": int | None,
+    "past_index": int,
 }
-"""How the command line reads older options that were not renamed; those that are not here are truth values."""
-
-Translator = Callable[[Any, Options], "Problem | None"]
-
-
-def _warmup_ratio(value: Any, options: Options) -> Problem | None:
-    share = float(value)
-    if not 0 <= share <= 1:
-        return Problem("warmup_ratio", value, "is no share of the run", "give a number from 0 to 1")
-    if not options.get("warmup_steps"):
-        options["warmup_steps"] = min(share, math.nextafter(1.0, 0.0))  # 1 itself would be one update
-    return None
-
-
-def _choice(option: str, choice: str) -> Translator:
-    def put(value: Any, options: Options) -> None:
-        if value:
-            options[option] = choice
-
-    return put
-
-
-def _include_inputs(value: Any, options: Options) -> None:
-    if value:
-        options["include_for_metrics"] = [*(options.get("include_for_metrics") or []), "inputs"]
-
-
-def _tokens_per_second(value: Any, options: Options) -> None:
-    if value:
-        options.setdefault("include_num_input_tokens_seen", "all")
-
-
-def _setting(option: str, key: str) -> Translator:
-    def put(value: Any, options: Options) -> Problem | None:
-        if not value:
-            return None
-        settings = options.get(option) or {}
-        if not isinstance(settings, dict):
-            return Problem(key, value, f"{option} is given too, and as a file or an object", f"put {key} in there")
-        options[option] = {**settings, key.removeprefix("fsdp_"): value}
-        return None
-
-    return put
-
-
-TRANSLATED: dict[str, tuple[str, Translator]] = {
-    "warmup_ratio": ("warmup_steps (below 1, a share)", _warmup_ratio),
-    "group_by_length": (
-        "train_sampling_strategy='group_by_length'",
-        _choice("train_sampling_strategy", "group_by_length"),
-    ),
-    "adafactor": ("optim='adafactor'", _choice("optim", "adafactor")),
-    "include_inputs_for_metrics": ("include_for_metrics=['inputs']", _include_inputs),
-    "include_tokens_per_second": ("include_num_input_tokens_seen", _tokens_per_second),
-    "split_batches": ("accelerator_config={'split_batches': ...}", _setting("accelerator_config", "split_batches")),
-    "dispatch_batches": (
-        "accelerator_config={'dispatch_batches': ...}",
-        _setting("accelerator_config", "dispatch_batches"),
-    ),
-    "fsdp_min_num_params": ("fsdp_config={'min_num_params': ...}", _setting("fsdp_config", "fsdp_min_num_params")),
-    "fsdp_transformer_layer_cls_to_wrap": (
-        "fsdp_config={'transformer_layer_cls_to_wrap': ...}",
-        _setting("fsdp_config", "fsdp_transformer_layer_cls_to_wrap"),
-    ),
-}
-"""Older options that became part of another one: what it is called, and how it is put there."""
+"""The types of older options that were not renamed; those that are not here are truth values."""
 
 OLDER_NAMES: frozenset[str] = frozenset({*RENAMED, *WITHOUT_EFFECT, *REFUSED, *TRANSLATED})
 
 
-def translate(given: Options, own: Collection[str] = ()) -> tuple[Options, list[Problem]]:
+def translate(
+    given: Options, own: Collection[str] = (), settled: Settled = NOTHING_SETTLED
+) -> tuple[Options, list[Problem]]:
     """Return the options in their newer spellings, and what could not be translated. `given` is not changed.
 
     Args:
         given: What the user wrote.
         own: Names that mean themselves: a subclass may have an option that is called as an older one was.
+        settled: The options of finished arguments, where these are set on them.
     """
     older = [name for name in given if name in OLDER_NAMES and name not in own]
-    if not older:
+    words = fsdp_words.words_of(given.get("fsdp"))
+    if not older and not words:
         return dict(given), []
     options = {name: value for name, value in given.items() if name not in older}
-    problems: list[Problem] = []
-    for name in older:
-        value = given[name]
-        if name in RENAMED:
-            _rename(name, value, options, problems)
-        elif name in TRANSLATED:
-            _warn(f"{name} is now {TRANSLATED[name][0]}")
-            if (problem := TRANSLATED[name][1](value, options)) is not None:
-                problems.append(problem)
-        elif name in WITHOUT_EFFECT:
-            _warn(f"{name} has no effect any more: {WITHOUT_EFFECT[name]}")
-        elif value not in _INERT[name]:
-            problems.append(Problem(name, value, "is gone", REFUSED[name]))
-    return options, problems
+    written = with_organization(given)
+    found = [_rename(name, written[name], options) for name in older if name in RENAMED]
+    found += [_put(name, given[name], options, settled) for name in older if name not in RENAMED]
+    if words:
+        _warn(f"fsdp in words is now {fsdp_words.NOW}")
+        found.append(fsdp_words.put_words(words, options, settled))
+    return options, [problem for problem in found if problem is not None]
 
 
-def _rename(name: str, value: Any, options: Options, problems: list[Problem]) -> None:
+def read_older(name: str, value: Any) -> tuple[Any, Problem | None]:
+    """The value of an older option that was not renamed, as its type, or what is wrong with it."""
+    kind = OLDER_TYPES.get(name, bool)
+    choices = typing.get_args(kind) if typing.get_origin(kind) is Literal else None
+    value, problem = read(name, value, accepted_types(kind), choices, False)
+    if name != "logging_dir" or problem is not None or value is None:
+        return value, problem
+    if complaint := file_name(value):
+        return value, Problem(name, value, complaint, "correct it")
+    return os.path.expanduser(value), None
+
+
+def kept(given: Options, own: Collection[str] = ()) -> Options:
+    """The older options among those given that do nothing here, but that scripts read back."""
+    return {name: read_older(name, given[name])[0] for name in given if name in WITHOUT_EFFECT and name not in own}
+
+
+def older_value(args: TrainingArguments, name: str) -> Any:
+    """What an option of the older generation would read as, where it was not set."""
+    if name in RENAMED:
+        _warn(f"{name} is now {RENAMED[name]}")
+        return getattr(args, RENAMED[name])
+    if name in TRANSLATED:
+        _warn(f"{name} is now {TRANSLATED[name].now}")
+        return TRANSLATED[name].read(args)
+    _warn_of_gone(name)
+    if name == "_n_gpu":
+        return args.n_gpu
+    if name == "logging_dir":
+        return vars(args).setdefault(name, older_logging_dir(args))  # it holds the time: the next read is to be equal
+    return _UNSET[name]
+
+
+def _put(name: str, value: Any, options: Options, settled: Settled) -> Problem | None:
+    """Put an option that was not renamed where it belongs."""
+    value, problem = read_older(name, value)
+    if problem is not None:
+        return problem
+    if name in TRANSLATED:
+        _warn(f"{name} is now {TRANSLATED[name].now}")
+        return TRANSLATED[name].put(value, options, settled)
+    if name in REFUSED and value not in _INERT[name]:
+        return Problem(name, value, "is gone", REFUSED[name])
+    _warn_of_gone(name)
+    return None
+
+
+def _rename(name: str, value: Any, options: Options) -> Problem | None:
     new = RENAMED[name]
-    if new in options and options[new] != value:
-        both = Problem(
-            name, shown(name, value), f"{new}={shown(new, options[new])!r} was given too", f"give only {new}"
-        )
-        problems.append(both)
-        return
+    if isinstance(value, str) and value == mask_of(name):  # from saved options, which hold no tokens
+        value = None
+    nothing = any(value is silent for silent in _SAYS_NOTHING.get(name, ()))
+    if name == "torchdynamo" and not nothing:
+        value, problem = read(name, value, frozenset({str}), DYNAMO_BACKENDS, False)
+        if problem is not None:
+            return problem
+    if new in options and not nothing and not _same(options[new], value):
+        return given_too(name, value, new, options[new])
     _warn(f"{name} is now {new}")
-    if value is not None:
+    if not nothing or (new not in options and value is not None):
         options[new] = value
+    return None
+
+
+def _same(value: Any, other: Any) -> bool:
+    try:
+        return bool(value == other)
+    except (TypeError, ValueError):  # arrays are compared item by item
+        return False
+
+
+def older_logging_dir(args: TrainingArguments) -> str:
+    """Where 4.37 would have written its logs, by its default."""
+    return os.path.join(str(args.output_dir), "runs", f"{time.strftime('%b%d_%H-%M-%S')}_{os.uname().nodename}")
+
+
+def _warn_of_gone(name: str) -> None:
+    """Warn of an older option that no newer one replaces."""
+    if name in WITHOUT_EFFECT:
+        _warn(f"{name} has no effect any more: {WITHOUT_EFFECT[name]}")
+    else:
+        _warn(f"{name} is gone: {REFUSED[name]}")
 
 
 def _warn(message: str) -> None:

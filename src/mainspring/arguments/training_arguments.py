@@ -13,13 +13,16 @@ import functools
 import json
 import math
 import os
+import sys
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from mainspring.arguments import not_yet
+from mainspring.arguments.accelerator_config import AcceleratorConfig
+from mainspring.arguments.compat import BEHAVIOURS, apply_older_defaults
 from mainspring.arguments.construction import Construction, takes_every_spelling
 from mainspring.arguments.data import DataArguments
 from mainspring.arguments.docstring import default_of
@@ -29,7 +32,7 @@ from mainspring.arguments.idle import idle_options
 from mainspring.arguments.logging import LoggingArguments
 from mainspring.arguments.machine import MachineProperties
 from mainspring.arguments.masking import mask_of
-from mainspring.arguments.normalise import accepted_types, read
+from mainspring.arguments.normalise import read, read_record
 from mainspring.arguments.optimizer import OptimizerArguments
 from mainspring.arguments.output import OutputArguments
 from mainspring.arguments.own import OwnArguments
@@ -37,8 +40,11 @@ from mainspring.arguments.precision import PrecisionArguments
 from mainspring.arguments.rules import NOTICES, broken_rules
 from mainspring.arguments.saving import HubArguments, SavingArguments
 from mainspring.arguments.setters import GroupedSetters
-from mainspring.arguments.spellings import OLDER_NAMES, RENAMED, WITHOUT_EFFECT, translate, warn
+from mainspring.arguments.sources import Sourced
+from mainspring.arguments.spellings import OLDER_NAMES, kept, older_value, translate, warn
+from mainspring.arguments.typed import accepted_types
 from mainspring.errors import NotAvailableError, OptionError, Problem
+from mainspring.utils.logging import get_verbosity
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -64,6 +70,7 @@ def _kinds(annotation: Any, also: Sequence[type]) -> frozenset[Any]:
 @takes_every_spelling
 @dataclass(kw_only=True, repr=False)
 class TrainingArguments(
+    Sourced,
     GroupedSetters,
     MachineProperties,
     OwnArguments,
@@ -93,14 +100,17 @@ class TrainingArguments(
     def _complete(self) -> None:
         """Read, resolve and validate. A subclass's own `__post_init__` may have changed options before."""
         changed = {f.name: v for f, _ in _options_of(type(self)) if (v := getattr(self, f.name)) is not f.default}
+        self._note_set_by_class(changed)
         values, problems = self._read(changed)
         vars(self).update(values)
+        self._note_readings(changed, values)
         if problems:
-            raise OptionError([*problems, *self._further_problems({problem.option for problem in problems})])
+            others = self._further_problems({problem.option for problem in problems})
+            raise OptionError(self._as_written([*problems, *others]))
         self._resolve()
         problems = broken_rules(self)
         if problems:
-            raise OptionError([*problems, *self._unavailable()])
+            raise OptionError(self._as_written([*problems, *self._unavailable()]))
         self._refuse_unavailable()
         for problem in [*(notice(self) for notice in NOTICES), *idle_options(self)]:
             if problem is not None:
@@ -108,18 +118,22 @@ class TrainingArguments(
         self.__dict__["_ready"] = True
 
     def _assign(self, **options: Any) -> Self:
-        """Read, check and set options together; nothing is set where one of them cannot be.
+        """Read, check and set options together, in any spelling; nothing is set where one of them cannot be.
 
         Raises:
             OptionError: Options that cannot be.
             NotAvailableError: Options whose machinery is not here yet.
         """
-        values, problems = self._read(options)
-        if problems:
-            raise OptionError(problems)
+        newer, older_problems = translate(options, settled=vars(self))
+        values, problems = self._read(newer)
+        if older_problems or problems:
+            raise OptionError([*older_problems, *problems])
+        if "report_to" in values:
+            values["report_to"] = _services(values["report_to"])
         before = dict(vars(self))
         vars(self).update(values)
-        self.report_to = _services(self.report_to)
+        caller = sys._getframe(1).f_code.co_name
+        self._note_assignment(options, newer, caller if caller.startswith("set_") else "")
         try:
             self._refuse_unavailable()
         except NotAvailableError:
@@ -150,8 +164,12 @@ class TrainingArguments(
             value = options[field.name]
             if value is None and meta["none"] is not dataclasses.MISSING:
                 value = meta["none"]
-            if value == mask_of(field.name):  # from saved options, which hold no tokens
+            if isinstance(value, str) and value == mask_of(field.name):  # from saved options, which hold no tokens
                 value = None
+            if meta["record"] is not None:
+                values[field.name], found = read_record(field.name, value, kinds, meta["record"])
+                problems.extend(found)
+                continue
             value, problem = read(field.name, value, kinds, meta["choices"], meta["json"])
             if problem is None and meta["check"] is not None and value is not None:
                 complaint = meta["check"](value)
@@ -163,71 +181,88 @@ class TrainingArguments(
 
     def _resolve(self) -> None:
         """Options that stand for one another, or follow from one another, read back resolved."""
-        self.output_dir = "trainer_output" if self.output_dir is None else os.path.expanduser(self.output_dir)
+        self.output_dir = "trainer_output" if self.output_dir is None else self.output_dir
+        if (path := os.path.expanduser(self.output_dir)) != self.output_dir:
+            self._adjust("output_dir", path, "~ is a home folder")
+        if self.compat == "4.37":
+            apply_older_defaults(self)
         if self.eval_strategy == "steps" and not self.eval_steps and self.logging_steps > 0:
-            self.eval_steps = self.logging_steps
+            self._derive("eval_steps", self.logging_steps, "logging_steps")
         for name in ("logging_steps", "eval_steps", "save_steps"):
             steps = getattr(self, name)
             if steps is not None and steps >= 1:
                 setattr(self, name, int(steps))
-        self.do_eval = self.do_eval or self.eval_strategy != "no"
+        if self.eval_strategy != "no":
+            self._derive("do_eval", True, "eval_strategy")
         follows_metric = self.load_best_model_at_end or self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy")
         if self.metric_for_best_model is None and follows_metric:
-            self.metric_for_best_model = "loss"
+            by = "load_best_model_at_end" if self.load_best_model_at_end else "lr_scheduler_type"
+            self._derive("metric_for_best_model", "loss", by)
         if self.metric_for_best_model is not None and self.greater_is_better is None:
-            self.greater_is_better = not self.metric_for_best_model.endswith("loss")
+            greater = not BEHAVIOURS[self.compat].is_loss(self.metric_for_best_model)
+            self._derive("greater_is_better", greater, "metric_for_best_model")
         if self.save_total_limit is not None and self.save_total_limit <= 0:
-            self.save_total_limit = None
+            self._adjust("save_total_limit", None, "every checkpoint is kept")
+        if isinstance(self.debug, str):
+            self.debug = self.debug.split()
         if isinstance(self.include_num_input_tokens_seen, bool):
             self.include_num_input_tokens_seen = "all" if self.include_num_input_tokens_seen else "no"
         if self.use_cpu:
-            self.dataloader_pin_memory = False
+            self._derive("dataloader_pin_memory", False, "use_cpu")
         self.report_to = _services(self.report_to)
+        if self.accelerator_config is None:
+            vars(self)["accelerator_config"] = AcceleratorConfig()
         self._resolve_checkpointing()
         self._resolve_compilation()
         if self.disable_tqdm is None:
-            from mainspring.utils.logging import get_verbosity
-
-            self.disable_tqdm = get_verbosity() > 30
+            self._derive("disable_tqdm", get_verbosity() > 30, "the library's log level")
 
     def _resolve_checkpointing(self) -> None:
         """The newer name wins where both are given."""
-        recompute, keywords = self.activation_checkpointing, self.activation_checkpointing_kwargs
-        recompute = bool(self.gradient_checkpointing if recompute is None else recompute)
-        keywords = self.gradient_checkpointing_kwargs if keywords is None else keywords
-        self.activation_checkpointing = self.gradient_checkpointing = recompute
-        self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs = keywords
+        for newer, older in (
+            ("activation_checkpointing", "gradient_checkpointing"),
+            ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"),
+        ):
+            follower, leader = (newer, older) if getattr(self, newer) is None else (older, newer)
+            self._derive(follower, getattr(self, leader), leader)
+        for name in ("activation_checkpointing", "gradient_checkpointing"):
+            vars(self)[name] = bool(getattr(self, name))
 
     def _resolve_compilation(self) -> None:
-        if self.torch_compile_backend is not None or self.torch_compile_mode is not None:
-            self.torch_compile = True
+        for name in ("torch_compile_backend", "torch_compile_mode"):
+            if getattr(self, name) is not None:
+                self._derive("torch_compile", True, name)
         if self.torch_compile and self.torch_compile_backend is None:
-            self.torch_compile_backend = "inductor"
+            self._derive("torch_compile_backend", "inductor", "torch_compile")
 
     def _unavailable(self) -> list[Problem]:
         found = (
             not_yet.problem(field.name, getattr(self, field.name), field.default)
             for field, _ in _options_of(type(self))
         )
-        return [problem for problem in found if problem is not None]
+        problems = [problem for problem in found if problem is not None]
+        refused = {problem.option for problem in problems}
+        return [p for p in problems if p.option != "fsdp_config" or "fsdp" not in refused]  # it goes with the other
 
     def _refuse_unavailable(self) -> None:
         if problems := self._unavailable():
-            raise NotAvailableError(problems)
+            raise NotAvailableError(self._as_written(problems))
 
     if not TYPE_CHECKING:  # to a type checker either of these would make every misspelt attribute right
 
         def __getattr__(self, name: str) -> Any:
             if name in OLDER_NAMES:
-                return _older_value(self, name)
+                return older_value(self, name)
             # With name and object, Python itself adds what may have been meant, and only where the error is shown.
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
 
         def __setattr__(self, name: str, value: Any) -> None:
             if name in OLDER_NAMES and name not in type(self).__dataclass_fields__:
                 _set_older_value(self, name, value)
-            else:
-                super().__setattr__(name, value)
+                return
+            super().__setattr__(name, value)
+            if "_ready" in self.__dict__ and name in type(self).__dataclass_fields__:
+                self._note_assignment({}, {name: value})
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_found_place"}  # true of one process only
@@ -250,7 +285,7 @@ class TrainingArguments(
 
     def to_json_string(self) -> str:
         """`to_dict` as JSON."""
-        return json.dumps(self.to_dict(), indent=2, default=str)
+        return json.dumps(_without_infinities(self.to_dict()), indent=2, default=str, allow_nan=False)
 
     def to_sanitized_dict(self) -> dict[str, Any]:
         """`to_dict` with values that loggers of hyper-parameters take: numbers, truth values and text."""
@@ -258,6 +293,17 @@ class TrainingArguments(
         return {
             name: value if type(value) in (bool, int, float, str) else str(value) for name, value in options.items()
         }
+
+    def explain(self, everything: bool = False, file: TextIO | None = None) -> None:
+        """Print the options with their values, where each came from, and what was adjusted or does nothing, and why.
+
+        Args:
+            everything: Print all options, not only those that differ from the defaults or need a word.
+            file: Where to; standard output by default.
+        """
+        from mainspring.arguments.explain import explanation
+
+        (file or sys.stdout).write(explanation(self).text(everything))
 
     def __str__(self) -> str:
         lines = [f"{name}={value!r}," for name, value in sorted(self.to_dict().items())]
@@ -267,13 +313,24 @@ class TrainingArguments(
 
 
 def _plain(name: str, value: Any) -> Any:
-    if value is not None and (mask := mask_of(name)) is not None:
+    if value and (mask := mask_of(name)) is not None:
         return mask
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, (list, tuple)):
         return [_plain("", item) for item in value]
-    return dict(value) if isinstance(value, Mapping) else value
+    if not isinstance(value, type) and callable(getattr(value, "to_dict", None)):
+        value = value.to_dict()
+    return {key: _plain(str(key), item) for key, item in value.items()} if isinstance(value, Mapping) else value
+
+
+def _without_infinities(value: Any) -> Any:
+    """The same with numbers that JSON does not have as text, which options read too; and with names that are text."""
+    if isinstance(value, Mapping):
+        return {str(name): _without_infinities(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_infinities(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _services(report_to: str | list[str] | None) -> list[str]:
@@ -283,29 +340,8 @@ def _services(report_to: str | list[str] | None) -> list[str]:
 
 def _set_older_value(args: TrainingArguments, name: str, value: Any) -> None:
     """Set what an option of the older generation means now."""
-    options, problems = translate({name: value})
-    if problems:
-        raise OptionError(problems)
-    if name in WITHOUT_EFFECT:
-        vars(args)[name] = value
-    args._assign(**options)
+    args._assign(**{name: value})
+    vars(args).update(kept({name: value}))
 
 
-def _older_value(args: TrainingArguments, name: str) -> Any:
-    """What an option of the older generation would read as."""
-    if name in RENAMED:
-        warn(f"{name} is now {RENAMED[name]}", FutureWarning)
-        return getattr(args, RENAMED[name])
-    readings: dict[str, Callable[[], Any]] = {
-        "warmup_ratio": lambda: args.warmup_steps if args.warmup_steps < 1 else 0.0,
-        "group_by_length": lambda: args.train_sampling_strategy == "group_by_length",
-        "adafactor": lambda: args.optim == "adafactor",
-        "include_inputs_for_metrics": lambda: "inputs" in args.include_for_metrics,
-        "include_tokens_per_second": lambda: args.include_num_input_tokens_seen != "no",
-        "save_safetensors": lambda: True,
-        "overwrite_output_dir": lambda: False,
-        "_n_gpu": lambda: args.n_gpu,
-    }
-    if name not in readings:
-        raise AttributeError(f"{type(args).__name__} has no option {name!r}: it belongs to an older generation")
-    return readings[name]()
+_options_of(TrainingArguments)  # once, here: annotations take longer to read than arguments to build

@@ -18,7 +18,15 @@ class DefaultFlowCallback(TrainerCallback):
     checkpoint for the "steps" strategies. After an epoch: the "epoch" strategies. Nothing is evaluated before
     `eval_delay`, in steps or epochs as the strategy counts. The "best" save strategy is decided after an evaluation,
     by the Trainer.
+
+    Args:
+        final_events: Whether the last update is evaluated and saved although it is not due.
     """
+
+    final_events = True  # for subclasses whose constructors do not call this one
+
+    def __init__(self, final_events: bool = True) -> None:
+        self.final_events = final_events
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -27,13 +35,14 @@ class DefaultFlowCallback(TrainerCallback):
         # Read anew each time: users change args and state during a run. Strategies are strings, so == is cheap.
         step = state.global_step
         last = step >= state.max_steps
+        final = last and self.final_events
         if (step == 1 and args.logging_first_step) or (
             args.logging_strategy == "steps" and _due(step, state.logging_steps)
         ):
             control.should_log = True
-        if args.eval_strategy == "steps" and step >= args.eval_delay and (last or _due(step, state.eval_steps)):
+        if args.eval_strategy == "steps" and step >= args.eval_delay and (final or _due(step, state.eval_steps)):
             control.should_evaluate = True
-        if args.save_strategy == "steps" and (last or _due(step, state.save_steps)):
+        if args.save_strategy == "steps" and (final or _due(step, state.save_steps)):
             control.should_save = True
         if last:
             control.should_training_stop = True

@@ -1,16 +1,20 @@
 """The ``mainspring`` command.
 
-It answers questions about names without importing torch, so it answers at once.
+It answers questions about names and options without importing torch, so it answers at once.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
+import warnings
 from typing import TYPE_CHECKING
 
 from mainspring import __version__
+from mainspring.cli.answer import Answer
+from mainspring.cli.checkpoints import add_commands
 from mainspring.names import OPTIMIZER_NAMES, SCHEDULER_NAMES
 
 if TYPE_CHECKING:
@@ -28,34 +32,61 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The words after the command's name; those of the process when None.
 
     Returns:
-        The exit code: 0, or 1 when the reader of the output went away.
+        The exit code: 0, 1 when the reader of the output went away or the command says so, or 2 when the question has no
+        answer.
     """
-    parser = _parser()
-    options = parser.parse_args(argv)
+    options = _parser().parse_args(argv)
     try:
-        print(parser.format_help() if options.option is None else "\n".join(_lines(options.option)))
+        answer = options.answer(options)
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
+        print(f"mainspring: {error}", file=sys.stderr)
+        return 2
+    try:
+        print(answer.text)
         sys.stdout.flush()
     except BrokenPipeError:  # `mainspring optimizers | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's own flush fails again
         return 1
-    return 0
+    return int(answer.status)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mainspring", description="Train PyTorch models.")
     parser.add_argument("--version", action="version", version=f"mainspring {__version__}")
-    parser.set_defaults(option=None)
+    parser.set_defaults(answer=lambda _: Answer(parser.format_help()))
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for command, option in (("optimizers", "optim"), ("schedulers", "lr_scheduler_type")):
         text = f"list the names that {option} takes"
-        commands.add_parser(command, help=text, description=f"{text[0].upper()}{text[1:]}.").set_defaults(option=option)
+        listing = commands.add_parser(command, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        listing.set_defaults(answer=functools.partial(_names, option))
+    text = "say what a file of options comes to, and why"
+    explain = commands.add_parser("explain", help=text, description=f"{text[0].upper()}{text[1:]}.")
+    explain.add_argument("config", metavar="CONFIG", help="options of TrainingArguments, in JSON (.json) or YAML")
+    explain.add_argument("--all", action="store_true", help="also show options that have their default values")
+    explain.set_defaults(answer=_explanation)
+    add_commands(commands)
     return parser
 
 
-def _lines(option: str) -> list[str]:
+def _explanation(options: argparse.Namespace) -> Answer:
+    """Return the table of `TrainingArguments.explain` for a file."""
+    from mainspring.arguments.explain import explanation
+    from mainspring.arguments.parser import HfArgumentParser
+    from mainspring.arguments.training_arguments import TrainingArguments
+
+    parser = HfArgumentParser(TrainingArguments)
+    read = parser.parse_json_file if options.config.lower().endswith(".json") else parser.parse_yaml_file
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the table says it all
+        (args,) = read(options.config)
+    return Answer(explanation(args).text(everything=options.all).rstrip())
+
+
+def _names(option: str, _: argparse.Namespace) -> Answer:
     """Return the names that an option takes, one per line; those whose machinery is not here yet say so."""
     from mainspring.arguments.not_yet import AVAILABLE  # a tenth of a second that --version does not need
 
     available = AVAILABLE.get(option, NAMES[option])
     width = max(map(len, NAMES[option]))
-    return [name if name in available else f"{name:<{width}}  not available yet" for name in NAMES[option]]
+    lines = [name if name in available else f"{name:<{width}}  not available yet" for name in NAMES[option]]
+    return Answer("\n".join(lines))

@@ -56,7 +56,7 @@ LIBRARY = "mainspring"
 EXPLICIT_FORMAT = "[%(levelname)s|%(filename)s:%(lineno)s] %(asctime)s >> %(message)s"
 
 log_levels: dict[str, int] = {
-    "detail": DEBUG,  # also prints filename and line number
+    "detail": DEBUG,  # in the environment variable, it also prints level, file, line and time
     "debug": DEBUG,
     "info": INFO,
     "warning": WARNING,
@@ -119,6 +119,8 @@ def library() -> logging.Logger:
     if top.level == NOTSET:  # a level that the program gave before is left alone
         asked = os.environ.get("MAINSPRING_VERBOSITY", "")
         top.setLevel(log_levels.get(asked.lower(), WARNING))
+        if asked.lower() == "detail":
+            _handler.setFormatter(logging.Formatter(EXPLICIT_FORMAT))
         if asked and asked.lower() not in log_levels:
             choices = ", ".join(log_levels)
             top.warning("MAINSPRING_VERBOSITY=%r: not a level; use one of %s", asked, choices)

@@ -1,0 +1,232 @@
+"""Every option does something: a value other than the default changes what a run builds, does or leaves, or is told."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mainspring.arguments import not_yet
+from mainspring.arguments.machine import BETWEEN_PROCESSES
+from mainspring.errors import NotAvailableError, OptionError
+from tests.arguments import observation
+from tests.arguments.values import FIELDS, another_value
+
+BASE: dict[str, Any] = {
+    "use_cpu": True,
+    "disable_tqdm": True,
+    "per_device_train_batch_size": 4,
+    "per_device_eval_batch_size": 4,
+    "num_train_epochs": 2,
+    "learning_rate": 0.05,
+    "logging_steps": 1,
+    "save_steps": 2,
+}
+"""A run of six updates in two epochs."""
+
+BY_SCRIPTS = {
+    "do_train": "scripts read it; the trainer trains where the script calls train()",
+    "do_eval": "scripts read it; set_evaluate and eval_strategy turn it on, so that they evaluate at the end",
+    "do_predict": "scripts read it; the trainer predicts where the script calls predict()",
+}
+"""The only options that the package itself does not act on, and why."""
+
+REFUSED_HERE: dict[str, Any] = {
+    "accelerator_config": {"split_batches": True},
+    "fp16": True,
+    "report_to": "tensorboard",
+    "tf32": True,
+}
+"""Values that are refused: by the list of what is not available, or by a device that is a CPU."""
+
+VALUES: dict[str, Any] = {
+    "activation_checkpointing_kwargs": {"use_reentrant": False},
+    "compat": "5",
+    "dataloader_multiprocessing_context": "fork",
+    "dataloader_num_workers": 1,
+    "eval_accumulation_steps": 1,
+    "eval_delay": 2,
+    "eval_loss_reduction": "sample",
+    "eval_steps": 2,
+    "full_determinism": True,
+    "greater_is_better": True,
+    "include_for_metrics": ["inputs"],
+    "include_num_input_tokens_seen": "all",
+    "lr_scheduler_kwargs": {"min_lr_rate": 0.5},
+    "max_grad_norm": 1e-3,
+    "max_time": 1e-6,
+    "metric_for_best_model": "loss",
+    "num_train_epochs": 1,
+    "optim_args": "momentum=0.9",
+    "resume_from_checkpoint": "auto",
+    "restore_callback_states_from_checkpoint": False,
+    "resume_log_window": False,
+    "save_steps": 3,
+    "save_total_limit": 1,
+    "torch_compile_backend": "eager",
+    "torch_compile_mode": "reduce-overhead",
+    "warmup_steps": 0.5,
+}
+"""Values that suit so short a run better than those of the other tests."""
+
+EVALUATED = {"eval_strategy": "epoch"}
+WORKERS = {"dataloader_num_workers": 1}
+COMPARED = {**EVALUATED, "save_strategy": "epoch", "metric_for_best_model": "loss"}
+NO_SAVES = {"save_strategy": "no", "save_steps": 500}
+RESUMED = {"logging_steps": 3, "resume_from_checkpoint": "auto"}
+
+BESIDE: dict[str, dict[str, Any]] = {
+    "activation_checkpointing_kwargs": {"activation_checkpointing": True},
+    "batch_eval_metrics": EVALUATED,
+    "dataloader_in_order": WORKERS,
+    "dataloader_multiprocessing_context": WORKERS,
+    "dataloader_persistent_workers": WORKERS,
+    "dataloader_prefetch_factor": WORKERS,
+    "enable_jit_checkpoint": NO_SAVES,
+    "eval_delay": EVALUATED,
+    "eval_steps": {"eval_strategy": "steps"},
+    "gradient_checkpointing_kwargs": {"gradient_checkpointing": True},
+    "greater_is_better": COMPARED,
+    "ignore_data_skip": RESUMED,
+    "load_best_model_at_end": {**COMPARED, "greater_is_better": True},
+    "logging_first_step": {"logging_steps": 2},
+    "lr_scheduler_kwargs": {"lr_scheduler_type": "cosine_with_min_lr"},
+    "metric_for_best_model": EVALUATED,
+    "optim_args": {"optim": "sgd"},
+    "restore_callback_states_from_checkpoint": RESUMED,
+    "resume_log_window": RESUMED,
+    "run_name": {"log_level": "info"},
+    "torch_compile_mode": {"torch_compile_backend": "eager"},
+    "torch_empty_cache_steps": {"use_cpu": False},
+}
+"""Options that some need beside them to act; a run without the option has them too."""
+
+SITUATIONS: dict[str, dict[str, Any]] = {"save_on_exception": {"fails_before": 4}, "logging_nan_inf_filter": {"nan": True}}
+"""Data and mishaps that some options are for."""
+
+ONLY_BUILT = {
+    # Training would wait for worker processes or for a compiler; the loaders and the accelerator show the option.
+    *(name for name in FIELDS if name.startswith(("dataloader_", "torch_compile"))),
+    # The loss of a regression cannot be smoothed.
+    "label_smoothing_factor",
+} - {"dataloader_drop_last"}
+
+FROM_A_CHECKPOINT = {"resume_from_checkpoint", *(name for name, beside in BESIDE.items() if beside is RESUMED)}
+"""Options of a run that goes on from a checkpoint, written by one without them."""
+
+PROBES: dict[str, Callable[[Any], Any]] = {
+    "compat": observation.evaluated_text,
+    "dataloader_pin_memory": observation.pinned,
+    "eval_loss_reduction": observation.evaluated_text,
+    "output_dir": lambda args: [path.name for path in observation.files_of(_built(args))] + [_built(args).args.output_dir],
+    "use_cache": observation.cache_of_model,
+    "use_cpu": observation.on_a_machine_with_accelerator,
+}
+"""What is looked at instead, for options that a regression on a CPU does not show."""
+
+ACTING = sorted({*FIELDS} - {*BY_SCRIPTS, *REFUSED_HERE, *BETWEEN_PROCESSES} - not_yet.OPTIONS)
+
+
+def _built(args: Any) -> Any:
+    return observation.make_trainer(args)
+
+
+def value_of(name: str) -> Any:
+    """Not the default, and within what a tiny run can do."""
+    return VALUES[name] if name in VALUES else REFUSED_HERE.get(name) or another_value(name)
+
+
+class Observer:
+    """Looks at runs, each in a folder of its own; what several options are compared with is looked at once."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._numbers = itertools.count()
+        self._seen: dict[str, dict[str, Any]] = {}
+
+    def without(self, name: str, options: dict[str, Any]) -> dict[str, Any]:
+        """The same run without the option `name`."""
+        kind = [name in FROM_A_CHECKPOINT, name in ONLY_BUILT, PROBES.get(name), SITUATIONS.get(name)]
+        key = repr((sorted(options.items()), kind))
+        if key not in self._seen:
+            self._seen[key] = self.look(name, options)
+        return self._seen[key]
+
+    def look(self, name: str, options: dict[str, Any]) -> dict[str, Any]:
+        """What is to be seen of a run with these options, at what matters for the option `name`."""
+        folder = self._folder / str(next(self._numbers))
+        if name in FROM_A_CHECKPOINT:
+            with observation.process_kept():
+                first = {**BASE, "logging_steps": 3, "max_steps": 2, "num_train_epochs": 3.0}
+                observation.make_trainer(observation.arguments(folder, first)).train()
+        with observation.process_kept(), warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            warnings.filterwarnings("ignore", module="torch")
+            args = observation.arguments(folder, options)
+            if name in PROBES:
+                return {"probe": PROBES[name](args)}
+            trainer = observation.make_trainer(args, **SITUATIONS.get(name, {}))
+            seen = observation.built(trainer)
+            return seen if name in ONLY_BUILT else {**seen, **observation.ran(trainer)}
+
+
+@pytest.fixture(scope="module")
+def observer(tmp_path_factory: pytest.TempPathFactory) -> Observer:
+    return Observer(tmp_path_factory.mktemp("runs"))
+
+
+def options_beside(name: str) -> dict[str, Any]:
+    options = {**BASE, **BESIDE.get(name, {})}
+    options.pop(name, None)
+    return options
+
+
+def differences(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
+    # Written out, because NaN is not equal to itself.
+    return {key for key in before if repr(before[key]) != repr(after[key])}
+
+
+@pytest.mark.parametrize("name", ACTING)
+def test_an_option_changes_what_a_run_builds_or_does(name: str, observer: Observer, tmp_path: Path) -> None:
+    options = options_beside(name)
+    value = str(tmp_path / "other") if name == "output_dir" else value_of(name)
+    before, after = observer.without(name, options), observer.look(name, {**options, name: value})
+    assert differences(before, after), f"{name}={value!r} makes no difference beside {options}"
+
+
+@functools.cache
+def _told(name: str) -> list[str]:
+    with observation.process_kept(), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        _ = observation.arguments(Path("out"), {**options_beside(name), name: value_of(name)}).device
+    return [str(warning.message) for warning in caught]
+
+
+@pytest.mark.parametrize("name", BETWEEN_PROCESSES)
+def test_an_option_for_several_processes_is_told_of_in_one(name: str) -> None:
+    assert [message.partition("=")[0] for message in _told(name)] == [name]
+
+
+@pytest.mark.parametrize("name", sorted({*REFUSED_HERE} | not_yet.OPTIONS))
+def test_an_option_that_cannot_be_served_is_refused(name: str) -> None:
+    with observation.process_kept(), pytest.raises((NotAvailableError, OptionError), match=f"(?m)^{name}="):
+        _ = observation.arguments(Path("out"), {**options_beside(name), name: value_of(name)}).device
+
+
+def test_two_runs_with_the_same_options_look_the_same(observer: Observer) -> None:
+    """Or else any option would seem to act."""
+    for name in ("seed", "resume_log_window", "label_smoothing_factor", "save_on_exception", "compat"):
+        options = options_beside(name)
+        assert differences(observer.look(name, options), observer.look(name, options)) == set()
+
+
+def test_the_tables_name_options_and_each_is_in_one_class() -> None:
+    for table in (VALUES, BESIDE, SITUATIONS, PROBES, FROM_A_CHECKPOINT, ONLY_BUILT, BY_SCRIPTS, REFUSED_HERE):
+        assert {*table} <= {*FIELDS}
+    classes = [BY_SCRIPTS, REFUSED_HERE, BETWEEN_PROCESSES, not_yet.OPTIONS, ACTING]
+    assert sorted(name for names in classes for name in names) == sorted(FIELDS)
