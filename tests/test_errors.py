@@ -73,3 +73,11 @@ def test_each_exception_is_one_that_users_already_catch(ours: type[Exception], t
 )
 def test_did_you_mean(written: str, tail: str) -> None:
     assert did_you_mean(written, ["sgd", "adamw_torch"]) == tail
+
+
+def test_what_cannot_be_printed_is_named_by_its_kind() -> None:
+    deep: list[object] = []
+    for _ in range(5000):
+        deep = [deep]
+    assert str(Problem("seed", 10**5000, "is too large", "choose")).startswith("seed=<int too large to print>: ")
+    assert str(Problem("names", deep, "is too deep", "choose")).startswith("names=<list too large to print>: ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import sys
@@ -112,7 +113,7 @@ def test_plan_of_data_without_length_equals_the_references(reference_plan, group
     )
     assert values(plan) == expected
     assert plan.num_train_epochs == sys.maxsize
-    assert [plan.batches_of_update(update) for update in (0, max_steps, 10**6)] == [group] * 3
+    assert list(itertools.islice(plan.sizes_of_updates(), 100)) == [group] * 100
 
 
 def make_plan(**changes):
@@ -130,11 +131,37 @@ def make_plan(**changes):
 @pytest.mark.parametrize(("batches", "group"), [(8, 3), (9, 3), (1, 5), (5, 1), (4, 4)])
 def test_updates_of_an_epoch_take_all_its_batches(batches, group):
     plan = make_plan(num_batches=batches, gradient_accumulation_steps=group)
-    taken = [plan.batches_of_update(update) for update in range(plan.num_update_steps_per_epoch)]
+    taken = list(plan.sizes_of_updates())
+    assert len(taken) == plan.num_update_steps_per_epoch
     assert sum(taken) == batches
     assert taken[:-1] == [group] * (len(taken) - 1)
     assert 1 <= taken[-1] <= group
-    assert plan.batches_of_update(len(taken)) == 0
+    assert list(plan.sizes_of_updates(done=batches)) == []
+
+
+def test_updates_of_a_resumed_epoch_take_what_is_left():
+    assert list(make_plan().sizes_of_updates(done=3)) == [3, 2]
+    assert list(make_plan().sizes_of_updates(done=4)) == [3, 1]  # as when the batch size has changed
+
+
+def test_an_update_that_was_carried_over_is_completed_first():
+    plan = make_plan(short_updates="carry")
+    assert plan.num_update_steps_per_epoch == 2
+    first, second = list(plan.sizes_of_updates()), list(plan.sizes_of_updates(carried=2))
+    assert (first, second) == ([3, 3, 2], [1, 3, 3, 1])
+    assert [plan.carried(gathered) for gathered in (1, 2, 3)] == [1, 2, 0]
+    assert make_plan().carried(2) == 0
+
+
+@pytest.mark.parametrize(
+    ("short_updates", "with_length", "shorter_than_an_update", "without_length"),
+    [("step", True, True, True), ("leak", True, True, False), ("carry", False, True, False)],
+)
+def test_whether_a_short_update_steps(short_updates, with_length, shorter_than_an_update, without_length):
+    plans = [make_plan(short_updates=short_updates, **data) for data in ({}, {"num_batches": 2})]
+    plans.append(make_plan(short_updates=short_updates, num_batches=None, max_steps=5))
+    assert [plan.steps_when_short for plan in plans] == [with_length, shorter_than_an_update, without_length]
+    assert [plan.parts_of_loss(2) for plan in plans] == [3 if short_updates == "carry" else 2] * 3
 
 
 def test_plan_is_frozen():

@@ -20,6 +20,7 @@ __all__ = [
     "OptionError",
     "Problem",
     "did_you_mean",
+    "printed",
 ]
 
 
@@ -44,7 +45,7 @@ class Problem:
     fix: str
 
     def __str__(self) -> str:
-        return f"{self.option}={_shown(self.value)}: {self.why}; {self.fix}"
+        return f"{self.option}={printed(self.value)}: {self.why}; {self.fix}"
 
 
 class OptionError(MainspringError, ValueError):
@@ -92,7 +93,10 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     return f"; did you mean {spellings[close[0]]!r}?" if close else ""
 
 
-def _shown(value: object, limit: int = 200) -> str:
+def printed(value: object, limit: int = 200) -> str:
     """Return the value as the user wrote it (the text of an enumeration member), cut to ``limit`` characters."""
-    text = repr(getattr(value, "value", value) if isinstance(value, str) else value)
+    try:
+        text = repr(getattr(value, "value", value) if isinstance(value, str) else value)
+    except (ValueError, RecursionError):  # thousands of digits, or of brackets inside one another
+        text = f"<{type(value).__name__} too large to print>"
     return text if len(text) <= limit else f"{text[: limit - 1]}…"

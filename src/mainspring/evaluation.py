@@ -153,7 +153,8 @@ class EvaluationLoop:
         self.ignore_keys = ignore_keys
         self.keep = keep
         self.kept = _Kept.empty(self.args.eval_do_concat_batches)
-        self.mean = LossMean(trainer._engine.device, self.args.logging_nan_inf_filter)
+        self.keep_finite = self.args.logging_nan_inf_filter and trainer._own.finite_evaluations
+        self.mean = LossMean(trainer._engine.device, self.keep_finite)
         self.by_token = trainer._evaluates_by_token()
         self.saw_loss = False
         self.observed = 0
@@ -167,6 +168,7 @@ class EvaluationLoop:
             self.observed += held if rows is None else sum(rows)
             self._one_batch(model, inputs, held, counts=rows is None or rows[engine.rank] > 0)
             self.trainer._fire("on_prediction_step")
+            self.trainer._heed_stop_in_evaluation()
             if args.eval_accumulation_steps is not None and (index + 1) % args.eval_accumulation_steps == 0:
                 self.kept.to_host()
 
@@ -273,7 +275,7 @@ class EvaluationLoop:
             return self.mean.value(self.trainer._engine)
         array = np.concatenate(losses) if isinstance(losses, list) else np.asarray(losses)
         finite = np.isfinite(array)
-        if self.args.logging_nan_inf_filter and finite.any():
+        if self.keep_finite and finite.any():
             array = array[finite]
         return float(array.mean().item())
 

@@ -7,9 +7,9 @@ round what a user overrides.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from mainspring.callbacks.preemption import Interruption
+from mainspring.callbacks.preemption import StopInsideEvaluation, StopRequests
 from mainspring.seams import adapt
 from mainspring.utils.logging import get_logger
 
@@ -21,6 +21,23 @@ if TYPE_CHECKING:
     from mainspring.trainer import Trainer
 
 logger = get_logger(__name__)
+
+
+@dataclass
+class Boundary:
+    """What the end of an update leaves behind that the next one changes before it is complete.
+
+    Attributes:
+        rng: The random states.
+        window_loss: Sum of the losses since the last log, 0-d.
+        counted: Operations and input tokens counted since the last log.
+        inside_step: Whether the weights are being changed: then there is nothing to go back to.
+    """
+
+    rng: dict[str, Any] = field(default_factory=dict)
+    window_loss: Tensor | None = None
+    counted: tuple[float, Any] = (0.0, 0)
+    inside_step: bool = False
 
 
 @dataclass
@@ -37,6 +54,11 @@ class Run:
         checkpoint: The folder that is resumed from, or None.
         trial: The hyper-parameter search's trial, or None.
         ignore_keys: Output keys that evaluations leave out.
+        carried: Micro-batches whose update the next epoch completes, their gradients being kept.
+        stops: What may ask the run to stop.
+        may_leave_evaluation: Whether the evaluation under way is one that a resumed run can make again.
+        rng: The random states to begin with, where they are not the checkpoint's.
+        boundary: What an exception inside an update would lose; None where nothing is saved then.
     """
 
     plan: TrainPlan
@@ -48,20 +70,27 @@ class Run:
     checkpoint: str | None = None
     trial: Any = None
     ignore_keys: list[str] | None = None
-    interruption: Interruption = field(default_factory=Interruption)
+    carried: int = 0
+    stops: StopRequests = field(default_factory=StopRequests)
+    may_leave_evaluation: bool = False
+    rng: dict[str, Any] | None = None
+    boundary: Boundary | None = None
 
 
 def fit(trainer: Trainer, run: Run) -> TrainOutput:
     """Train from where the run starts to the end of its plan."""
-    with run.interruption.listen():
+    with run.stops.listen(), trainer._saving_on_exception(run):
         trainer._fire("on_train_begin")
-        if trainer.args.eval_on_start:
+        if trainer.args.eval_on_start and not (run.checkpoint is not None and trainer._own.exact_position):
             trainer._evaluate(run.trial, run.ignore_keys, skip_scheduler=True)
-            _heed_interruption(trainer, run)
+            _heed_stop(trainer, run)
+        if trainer._restore_pending_events(run):
+            UpdateRunner(trainer, run, run.first_epoch, run.skip).log_save_evaluate()
+            run.rng = trainer._random_states()
         for epoch in range(run.first_epoch, run.plan.num_train_epochs):
             trainer._fire("on_epoch_begin")
             trainer._run_epoch(**_epoch_arguments(run, epoch))
-            _heed_interruption(trainer, run)
+            _heed_stop(trainer, run)
             if trainer.control.should_training_stop:
                 break
     return trainer._finalize_training(run.trial, run.plan.num_train_samples, run.start_time)
@@ -90,13 +119,11 @@ def run_epoch(trainer: Trainer, run: Run, epoch: int, skip: int) -> None:
     batches = trainer._batches_of(run, epoch, skip)
     update = UpdateRunner(trainer, run, epoch, skip)
     read_anything = skip > 0
-    for index in range(skip // plan.gradient_accumulation_steps, plan.num_update_steps_per_epoch):
+    for size in plan.sizes_of_updates(skip, run.carried):
         if trainer.state.global_step >= plan.max_steps:
             control.should_training_stop = True
             break
-        micro_batches, num_items = trainer.get_batch_samples(
-            batches, plan.batches_of_update(index), trainer._engine.device
-        )
+        micro_batches, num_items = trainer.get_batch_samples(batches, size, trainer._engine.device)
         if not micro_batches:
             break
         read_anything = True
@@ -120,15 +147,21 @@ def _stop_without_data(trainer: Trainer) -> None:
     trainer.control.should_training_stop = True
 
 
-def _heed_interruption(trainer: Trainer, run: Run) -> None:
-    """What a held-back Ctrl-C asks for: a checkpoint of this very update, then `KeyboardInterrupt`."""
-    if not run.interruption.requested:
-        return
-    place = f"interrupted at step {trainer.state.global_step} of {run.plan.max_steps}"
-    if trainer.state.global_step == 0:
-        raise KeyboardInterrupt(place)
-    folder = trainer._save_now(run.model, run.trial)
-    raise KeyboardInterrupt(f"{place}; {folder} continues it: train(resume_from_checkpoint=True)")
+def _heed_stop(trainer: Trainer, run: Run) -> None:
+    """End the run with a checkpoint of this very update, where all processes agree that one of them was asked to."""
+    if run.stops.active and trainer._engine.agree(run.stops.wanted()):
+        _stop(trainer, run)
+
+
+def _stop(trainer: Trainer, run: Run) -> NoReturn:
+    """Save, and say what continues the run."""
+    place = f"{run.stops.reason or 'another process was asked'}: stopped at step {trainer.state.global_step}"
+    message = f"{place} of {run.plan.max_steps}"
+    if trainer.state.global_step > 0:
+        folder = trainer._save_now(run.model, run.trial)
+        message = f"{message}; {folder} continues it: train(resume_from_checkpoint=True)"
+    logger.warning("%s", message)
+    raise run.stops.ending(message)
 
 
 class UpdateRunner:
@@ -142,23 +175,25 @@ class UpdateRunner:
         self.grad_norm: Tensor | float | None = None
         self.learning_rate: float | None = None
         self._whole = run.plan.gradient_accumulation_steps
-        self._finishes_short = run.plan.has_length or trainer._own.finish_short_updates
+        self._steps_when_short = run.plan.steps_when_short
         self._training_step = adapt(trainer.training_step, ("model", "inputs", "num_items_in_batch"))
         self._maybe_log_save_evaluate = adapt(trainer._maybe_log_save_evaluate, _LOG_SAVE_EVALUATE)
 
     def __call__(self, micro_batches: list[Any], num_items: Tensor | int | None) -> None:
         """One optimizer update: see `mainspring.callbacks.base` for the order of events."""
-        trainer = self.trainer
-        trainer.current_gradient_accumulation_steps = len(micro_batches)
+        trainer, run = self.trainer, self.run
+        trainer.current_gradient_accumulation_steps = run.plan.parts_of_loss(len(micro_batches))
         trainer._fire("on_step_begin")
-        whole = len(micro_batches) == self._whole or self._finishes_short
+        whole = run.carried + len(micro_batches) == self._whole or self._steps_when_short
         if not self._accumulate(micro_batches, num_items, len(micro_batches) - 1 if whole else None):
             return
         self._step(trainer)
         self._advance(trainer)
         trainer._fire("on_step_end")
         self.log_save_evaluate()
-        _heed_interruption(trainer, self.run)
+        if run.boundary is not None:
+            trainer._mark_boundary(run.boundary)
+        _heed_stop(trainer, run)
 
     def _accumulate(self, micro_batches: list[Any], num_items: Tensor | int | None, last: int | None) -> bool:
         """Forward and backward of every micro-batch; False where no step follows.
@@ -179,13 +214,17 @@ class UpdateRunner:
                 trainer._fire("on_substep_end")
                 if trainer.control.should_epoch_stop or trainer.control.should_training_stop:
                     trainer._parts_of(model).forget_gradients()  # half an update must not leak into the next one
+                    self.run.carried = 0
                     return False
+        self.run.carried = self.run.plan.carried(self.run.carried + len(micro_batches))
         return last is not None
 
     def _step(self, trainer: Trainer) -> None:
         """Clip, step, move the schedule, forget the gradients."""
         model = self.run.model
         limit = trainer.args.max_grad_norm
+        if self.run.boundary is not None:
+            self.run.boundary.inside_step = True
         clipped = trainer._clip_grad_norm(model) if limit is not None and limit > 0 else None
         self.grad_norm = trainer._get_grad_norm(model, grad_norm=clipped)
         trainer._fire("on_pre_optimizer_step")
@@ -203,16 +242,24 @@ class UpdateRunner:
     def log_save_evaluate(self) -> None:
         """Log, evaluate and save where the control asks for it, through the overridable seam."""
         trainer, run = self.trainer, self.run
-        self._maybe_log_save_evaluate(
-            trainer._window.total,
-            self.grad_norm,
-            run.model,
-            run.trial,
-            self.epoch,
-            run.ignore_keys,
-            run.start_time,
-            self.learning_rate,
-        )
+        run.may_leave_evaluation = True
+        try:
+            self._maybe_log_save_evaluate(
+                trainer._window.total,
+                self.grad_norm,
+                run.model,
+                run.trial,
+                self.epoch,
+                run.ignore_keys,
+                run.start_time,
+                self.learning_rate,
+            )
+        except StopInsideEvaluation:
+            trainer._note_pending_events()
+            _stop(trainer, run)
+        finally:
+            run.may_leave_evaluation = False
+        trainer._tell_of_finished_saves()
 
 
 _LOG_SAVE_EVALUATE = (

@@ -12,11 +12,11 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from mainspring.errors import CheckpointError
 from mainspring.jsonfile import write_json
@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 FilePath = str | PathLike[str]
 Stored = dict[str, Any]
 """What `ExportableState.state()` returns: `{"args": {...}, "attributes": {...}}`."""
+
+ShortUpdates = Literal["step", "leak", "carry"]
+"""What becomes of micro-batches at the end of an epoch that are fewer than an update takes; see `TrainPlan`."""
 
 _Self = TypeVar("_Self", bound="ExportableState")
 
@@ -237,6 +240,33 @@ def _restore(thing: Any, state: Stored) -> None:
         setattr(thing, name, value)
 
 
+def state_dicts(callbacks: Iterable[Any]) -> dict[str, list[Any]]:
+    """The states of callbacks that have `state_dict` and `load_state_dict`, as torch's modules do, by class name.
+
+    That is the form for tensors, as a moving average of the weights; what JSON can hold may be an `ExportableState`.
+    """
+    found: dict[str, list[Any]] = {}
+    for callback in _with_state_dicts(callbacks):
+        found.setdefault(type(callback).__name__, []).append(callback.state_dict())
+    return found
+
+
+def load_state_dicts(callbacks: Iterable[Any], stored: Mapping[str, list[Any]]) -> None:
+    """Give callbacks their states of `state_dicts` back; what has no counterpart is told."""
+    waiting = {name: list(states) for name, states in stored.items()}
+    for callback in _with_state_dicts(callbacks):
+        states = waiting.get(type(callback).__name__)
+        if states:
+            callback.load_state_dict(states.pop(0))
+    if lost := [name for name, states in waiting.items() if states]:
+        logger.warning("the checkpoint holds states of callbacks that this run lacks: %s", ", ".join(lost))
+
+
+def _with_state_dicts(callbacks: Iterable[Any]) -> list[Any]:
+    methods = ("state_dict", "load_state_dict")
+    return [thing for thing in callbacks if all(callable(getattr(thing, method, None)) for method in methods)]
+
+
 @dataclass(frozen=True)
 class TrainPlan:
     """What a run will do; decided before the first update and never changed.
@@ -251,6 +281,12 @@ class TrainPlan:
         max_steps: updates of the run.
         gradient_accumulation_steps: micro-batches of a full update in one process.
         has_length: whether the data could say how many batches it has.
+        short_updates: what becomes of micro-batches at the end of an epoch that are fewer than an update takes. "step":
+            they make a short update. "leak": so they do where the data has a length; else there is no step, and their
+            gradients join the next one's. "carry": the next epoch completes the update, unless an epoch is shorter
+            than an update.
+        schedule_steps: updates of the run as the learning-rate schedule counts them, where they have changed their size;
+            None: `max_steps`.
     """
 
     num_train_epochs: int
@@ -262,13 +298,47 @@ class TrainPlan:
     max_steps: int
     gradient_accumulation_steps: int
     has_length: bool = True
+    short_updates: ShortUpdates = "step"
+    schedule_steps: int | None = None
 
-    def batches_of_update(self, update: int) -> int:
-        """Micro-batches of update number `update` (from 0) of an epoch: the last one takes what is left over."""
-        left = self.steps_in_epoch - update * self.gradient_accumulation_steps
-        if not self.has_length:
-            return self.gradient_accumulation_steps
-        return max(0, min(left, self.gradient_accumulation_steps))
+    @property
+    def steps_of_schedule(self) -> int:
+        """Updates of the run, as the learning-rate schedule counts them."""
+        return self.max_steps if self.schedule_steps is None else self.schedule_steps
+
+    def updates_done(self, epoch: int, batches: int) -> int:
+        """Updates that lie before micro-batch `batches` of `epoch`, a begun one among them."""
+        left = math.ceil((self.steps_in_epoch - batches) / self.gradient_accumulation_steps)
+        return (
+            (epoch + 1) * self.num_update_steps_per_epoch - left if batches else epoch * self.num_update_steps_per_epoch
+        )
+
+    def sizes_of_updates(self, done: int = 0, carried: int = 0) -> Iterator[int]:
+        """Micro-batches of each update from micro-batch `done` of an epoch on: the last one takes what is left over.
+
+        The first one completes an update that `carried` micro-batches of the epoch before belong to.
+        """
+        left = self.steps_in_epoch - done if self.has_length else sys.maxsize
+        size = self.gradient_accumulation_steps - carried
+        while left > 0:
+            yield min(size, left)
+            left -= size
+            size = self.gradient_accumulation_steps
+
+    @property
+    def steps_when_short(self) -> bool:
+        """Whether an update that the data does not fill steps all the same."""
+        if self.short_updates == "carry":
+            return self.has_length and self.steps_in_epoch < self.gradient_accumulation_steps
+        return self.has_length or self.short_updates == "step"
+
+    def parts_of_loss(self, micro_batches: int) -> int:
+        """What a mean loss is divided by, in an update of which this epoch gives so many micro-batches."""
+        return self.gradient_accumulation_steps if self.short_updates == "carry" else micro_batches
+
+    def carried(self, gathered: int) -> int:
+        """How many of the micro-batches gathered for an update wait for the next epoch to complete it."""
+        return gathered % self.gradient_accumulation_steps if self.short_updates == "carry" else 0
 
 
 def plan_training(
@@ -279,11 +349,13 @@ def plan_training(
     num_train_epochs: float,
     max_steps: int,
     total_train_batch_size: int,
+    short_updates: ShortUpdates = "step",
 ) -> TrainPlan:
     """Work out how many epochs and updates a run has.
 
-    An epoch of L batches has U = ceil(L / G) updates, a short last one counting as one. Without `max_steps` the run
-    has ceil(num_train_epochs * U) updates; with it, as many epochs as they take.
+    An epoch of L batches has U = ceil(L / G) updates, a short last one counting as one; where short ones are carried
+    over, U = max(1, floor(L / G)). Without `max_steps` the run has ceil(num_train_epochs * U) updates; with it, as many
+    epochs as they take.
 
     Args:
         num_batches: micro-batches of an epoch in one process; None when the data has no length.
@@ -292,6 +364,7 @@ def plan_training(
         num_train_epochs: may be a fraction.
         max_steps: updates; negative means that the epochs decide.
         total_train_batch_size: samples of a full update, over all processes.
+        short_updates: what becomes of micro-batches at the end of an epoch that are fewer than G; see `TrainPlan`.
 
     Raises:
         ValueError: the data gives no batch, or has no length and `max_steps` is not set.
@@ -300,12 +373,12 @@ def plan_training(
     if group < 1:
         raise ValueError(f"gradient_accumulation_steps={group}: must be at least 1")
     if num_batches is None:
-        return _plan_without_length(group, max_steps, total_train_batch_size)
+        return _plan_without_length(group, max_steps, total_train_batch_size, short_updates)
     if num_batches == 0:
         raise ValueError(
             "train_dataset gives no batch: it is empty, or smaller than one batch with dataloader_drop_last"
         )
-    updates = math.ceil(num_batches / group)
+    updates = max(1, num_batches // group) if short_updates == "carry" else math.ceil(num_batches / group)
     if max_steps > 0:
         epochs = math.ceil(max_steps / updates)
         samples: float = max_steps * total_train_batch_size
@@ -321,10 +394,13 @@ def plan_training(
         steps_in_epoch=num_batches,
         max_steps=math.ceil(num_train_epochs * updates) if max_steps < 0 else max_steps,
         gradient_accumulation_steps=group,
+        short_updates=short_updates,
     )
 
 
-def _plan_without_length(group: int, max_steps: int, total_train_batch_size: int) -> TrainPlan:
+def _plan_without_length(
+    group: int, max_steps: int, total_train_batch_size: int, short_updates: ShortUpdates
+) -> TrainPlan:
     if max_steps <= 0:
         raise ValueError(f"max_steps={max_steps}: the training data has no length; set max_steps to a positive number")
     samples = max_steps * total_train_batch_size
@@ -338,6 +414,7 @@ def _plan_without_length(group: int, max_steps: int, total_train_batch_size: int
         max_steps=max_steps,
         gradient_accumulation_steps=group,
         has_length=False,
+        short_updates=short_updates,
     )
 
 
@@ -356,6 +433,9 @@ class Progress:
         window_steps: updates since the last log.
         total_loss: sum of the losses of all closed windows.
         first_step: update from which `total_loss` counts.
+        examples: samples of one epoch; 0 where that is unknown.
+        schedule_batch: samples of one update, over all processes, as the schedule counts them; 0 where that is unknown.
+        pending: what was still to be done at this update: names of control flags.
     """
 
     epoch: int = 0
@@ -368,6 +448,9 @@ class Progress:
     window_steps: int = 0
     total_loss: float = 0
     first_step: int = 0
+    examples: int = 0
+    schedule_batch: int = 0
+    pending: list[str] = field(default_factory=list)
 
     def to_json(self, path: FilePath) -> None:
         """Write to `path`; floats are written so that reading gives the same bits."""

@@ -7,13 +7,18 @@ The training loop is in `mainspring.loop`, the evaluation loop in `mainspring.ev
 from __future__ import annotations
 
 import contextlib
+import copy
+import json
 import math
 import os
 import sys
 import time
+import uuid
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 import torch
 from torch import Tensor, nn
@@ -23,18 +28,19 @@ from torch.utils.data import DataLoader, IterableDataset, Sampler, SequentialSam
 from mainspring import checkpoint as ckpt, evaluation, loop, model as models
 from mainspring.arguments.enums import ParallelMode, SaveStrategy
 from mainspring.arguments.foreign import check_foreign
-from mainspring.arguments.own import own_options
+from mainspring.arguments.own import own_options, saving_options
 from mainspring.arguments.training_arguments import TrainingArguments
 from mainspring.callbacks.base import CallbackHandler
 from mainspring.callbacks.flow import DefaultFlowCallback
-from mainspring.callbacks.preemption import Interruption
+from mainspring.callbacks.preemption import StopInsideEvaluation, StopRequests, shield_worker
 from mainspring.callbacks.progress import PrinterCallback, ProgressCallback
 from mainspring.data.collators import DataCollatorWithPadding, RemoveColumnsCollator, default_data_collator
 from mainspring.data.columns import is_table, remove_unused_columns
 from mainspring.data.loaders import LoaderOptions, build_loader
-from mainspring.data.position import batches_from
+from mainspring.data.position import batches_from, capture_position
+from mainspring.data.random_stream import DataStream
 from mainspring.data.samplers import EpochRandomSampler, IterableShard
-from mainspring.errors import did_you_mean
+from mainspring.errors import OptionError, did_you_mean
 from mainspring.legacy import OlderNames
 from mainspring.loss import LabelSmoother, WatchedCount, count_items, loss_of
 from mainspring.metrics import (
@@ -55,13 +61,23 @@ from mainspring.metrics import (
 from mainspring.optimizers import (
     build_optimizer,
     decay_parameter_names,
+    decay_parameter_names_of_4_37,
     optimizer_class_and_kwargs,
     parameter_groups,
 )
 from mainspring.schedulers import get_scheduler
 from mainspring.seams import adapt, takes
 from mainspring.seeding import capture_rng, enable_full_determinism, restore_rng, seed_worker, set_seed
-from mainspring.state import Progress, TrainerControl, TrainerState, TrainPlan, plan_training, restore_callbacks
+from mainspring.state import (
+    Progress,
+    TrainerControl,
+    TrainerState,
+    TrainPlan,
+    load_state_dicts,
+    plan_training,
+    restore_callbacks,
+    state_dicts,
+)
 from mainspring.utils.logging import get_logger, is_progress_bar_enabled, set_verbosity
 
 if TYPE_CHECKING:
@@ -151,6 +167,7 @@ class Trainer(OlderNames):
         if not isinstance(self.args, TrainingArguments):
             check_foreign(self.args)
         self._own = own_options(self.args)
+        self._saving = saving_options(self.args)
         self._seed()
         self.model = model  # `create_accelerator_and_postprocess` may look at it
         self.create_accelerator_and_postprocess()
@@ -267,6 +284,11 @@ class Trainer(OlderNames):
         self._window = LossWindow(self.args.device, self.args.logging_nan_inf_filter)
         self._progress = Progress()
         self._run: loop.Run | None = None
+        self._run_id = ""
+        self._schedule_rate = 1.0
+        self._rng_before_evaluation: dict[str, Any] = {}
+        self._evaluated_at: tuple[int, dict[str, float]] = (-1, {})
+        self._state_of_save = TrainerState()
         self._saved_step: int | None = None  # update of the newest checkpoint that this run wrote
         self._preparation_time: float | None = None  # of the model, in the evaluation that had to prepare it
         self._eval_items: tuple[Any, Any] | None = (
@@ -280,7 +302,7 @@ class Trainer(OlderNames):
         bars = is_progress_bar_enabled() and not self.args.disable_tqdm
         progress = ProgressCallback if bars else PrinterCallback
         self.callback_handler = CallbackHandler(
-            [DefaultFlowCallback, *(callbacks or [])],
+            [DefaultFlowCallback(self._own.final_events), *(callbacks or [])],
             self.model,
             self.processing_class,
             self.optimizer,
@@ -381,6 +403,12 @@ class Trainer(OlderNames):
         self.accelerator: MainspringAccelerator = build_accelerator(**self._build_accelerator_args())
         self._engine: SingleProcess = build_engine(self.accelerator, self._wrap_options())
         self._engine.exact_rows = self._own.cut_filling
+        self._saver = ckpt.Saver(
+            self._engine,
+            writes=self.args.should_save,
+            raises=self._saving.raises,
+            in_background=self._saving.in_background,
+        )
         self.gather_function: Callable[..., Any] = self.accelerator.gather_for_metrics
         if self.args.eval_use_gather_object:
             self.gather_function = lambda data: self.accelerator.gather_for_metrics(data, use_gather_object=True)
@@ -527,9 +555,10 @@ class Trainer(OlderNames):
             world_size=self._engine.world_size,
             options=self._loader_options(),
             seed=self._data_seed(),
-            worker_init_fn=self._worker_init() if is_training and not iterable else None,
+            worker_init_fn=self._worker_init(seeds=is_training and not iterable),
             # Training fills up the last round, so that all processes take the same steps; evaluation counts exactly.
             even=is_training or not self._own.cut_filling,
+            stream=self._data_stream(),
         )
 
     def _loader_options(self) -> LoaderOptions:
@@ -543,10 +572,14 @@ class Trainer(OlderNames):
             in_order=args.dataloader_in_order,
         )
 
-    def _worker_init(self) -> Callable[[int], None]:
-        from functools import partial
+    def _worker_init(self, seeds: bool) -> Callable[[int], None]:
+        num_workers, rank = self.args.dataloader_num_workers, self.args.process_index
+        return partial(_start_worker, num_workers=num_workers, rank=rank, seeds=seeds)
 
-        return partial(seed_worker, num_workers=self.args.dataloader_num_workers, rank=self.args.process_index)
+    def _data_stream(self) -> DataStream | None:
+        """What data sets and collators draw from; None leaves them the global generators."""
+        engine = self._engine
+        return DataStream(self._data_seed(), engine.rank, engine.world_size) if self._own.own_data_stream else None
 
     def _data_seed(self) -> int:
         return int(self.args.seed if self.args.data_seed is None else self.args.data_seed)
@@ -628,7 +661,7 @@ class Trainer(OlderNames):
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Names of the parameters that weight decay shrinks: neither biases nor normalisations."""
-        return decay_parameter_names(model)
+        return decay_parameter_names(model) if self._own.decay_by_name else decay_parameter_names_of_4_37(model)
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         """Create `self.lr_scheduler` where it was not given, and return it.
@@ -658,8 +691,11 @@ class Trainer(OlderNames):
 
     def _step_scheduler(self) -> None:
         """Move the schedule after an update; metric-driven ones move after evaluations instead."""
-        if not self._engine.step_was_skipped and not isinstance(self.lr_scheduler, ReduceLROnPlateau):
-            self.lr_scheduler.step()
+        if self._engine.step_was_skipped or isinstance(self.lr_scheduler, ReduceLROnPlateau):
+            return
+        if self._schedule_rate != 1.0:
+            self.lr_scheduler.last_epoch += self._schedule_rate - 1
+        self.lr_scheduler.step()
 
     def get_learning_rates(self) -> list[float]:
         """The learning rate of each parameter group."""
@@ -703,9 +739,37 @@ class Trainer(OlderNames):
             Updates done, mean training loss, and the speed metrics.
         """
         wanted = _resume_argument(resume_from_checkpoint, kwargs)
-        if self.args.should_save:
-            ckpt.clean_stages(self.args.output_dir)
-        checkpoint = self._resolve_checkpoint(wanted)
+        with contextlib.ExitStack() as until_the_end:
+            checkpoint = self._by_main_process(lambda: self._enter_output_dir(until_the_end, trial, wanted))
+            return self._train_from(checkpoint, trial, ignore_keys_for_eval)
+
+    def _enter_output_dir(self, until_the_end: contextlib.ExitStack, trial: Any, wanted: Any) -> str | None:
+        """Keep other runs out of the folder, remove what dead ones left, and find what to resume from."""
+        run_dir = self._get_output_dir(trial)
+        if self.args.should_save and self._saves_checkpoints():
+            until_the_end.enter_context(ckpt.locked(run_dir))
+            ckpt.clean_stages(run_dir)
+        if wanted is None and isinstance(self.args, TrainingArguments):
+            wanted = self.args.resume_from_checkpoint
+        return ckpt.resolve(wanted, run_dir)
+
+    def _saves_checkpoints(self) -> bool:
+        return self.args.save_strategy != SaveStrategy.NO or self._saving.max_time_s is not None
+
+    def _by_main_process(self, work: Callable[[], Any]) -> Any:
+        """What the main process finds out; its error is everybody's."""
+        result = error = None
+        if self.is_world_process_zero():
+            try:
+                result = work()
+            except Exception as problem:  # noqa: BLE001 (raised below, on every process)
+                error = problem
+        result, error = self._engine.share((result, error))
+        if error is not None:
+            raise error
+        return result
+
+    def _train_from(self, checkpoint: str | None, trial: Any, ignore_keys_for_eval: list[str] | None) -> TrainOutput:
         self.is_in_train = True
         try:
             if self.model_init is not None:
@@ -721,28 +785,7 @@ class Trainer(OlderNames):
             raise
         finally:
             self.is_in_train = False
-
-    def _resolve_checkpoint(self, wanted: str | os.PathLike[str] | bool | None) -> str | None:
-        if wanted is None and isinstance(self.args, TrainingArguments):
-            wanted = self.args.resume_from_checkpoint
-        if wanted is None or wanted is False:
-            return None
-        if wanted is not True:
-            folder = os.fspath(wanted)
-            if not os.path.isdir(folder):
-                raise ValueError(f"resume_from_checkpoint={folder!r} is not a folder: name a checkpoint, or use True")
-        else:
-            found = ckpt.get_last_checkpoint(self.args.output_dir)
-            if found is None:
-                raise ValueError(
-                    f"resume_from_checkpoint=True, but there is no checkpoint in output_dir={self.args.output_dir!r}: "
-                    "leave it out to start a new run"
-                )
-            folder = found
-        problems = ckpt.check_structure(folder)
-        if problems:
-            raise ckpt.CheckpointError(f"{folder} cannot be resumed from: {'; '.join(problems)}")
-        return folder
+            self._tell_of_finished_saves(wait=True)
 
     def _new_model(self, trial: Any) -> None:
         self._seed()
@@ -790,7 +833,8 @@ class Trainer(OlderNames):
         first_epoch, skip = self._init_training_state(
             plan.max_steps, plan.num_update_steps_per_epoch, plan.num_train_epochs, resume_from_checkpoint, trial
         )
-        model, loader = self._prepare_for_training(plan.max_steps, loader, resume_from_checkpoint)
+        plan = self._keep_schedule(plan, first_epoch, skip)
+        model, loader = self._prepare_for_training(plan.steps_of_schedule, loader, resume_from_checkpoint)
         self._run = loop.Run(
             plan=plan,
             model=model,
@@ -801,21 +845,82 @@ class Trainer(OlderNames):
             checkpoint=resume_from_checkpoint,
             trial=trial,
             ignore_keys=ignore_keys_for_eval,
-            interruption=Interruption(enabled=self._can_save_when_interrupted()),
+            stops=self._stop_requests(),
+            boundary=loop.Boundary() if self._saving.on_exception else None,
         )
         self._announce(plan)
         self._begin_counting(resume_from_checkpoint)
         model.zero_grad()
         return loop.fit(self, self._run)
 
-    def _can_save_when_interrupted(self) -> bool:
-        """A checkpoint that a run can go on from, written by one process alone."""
-        saves = self.args.save_strategy != "no" and not self.args.save_only_model
-        return saves and self._engine.world_size == 1
+    def _stop_requests(self) -> StopRequests:
+        """Signals are held back only where there will be a checkpoint to go on from."""
+        resumable = self._saves_checkpoints() or self.args.enable_jit_checkpoint
+        if not resumable or self.args.save_only_model:
+            return StopRequests()
+        return StopRequests(self._saving.stop_signals, self._saving.max_time_s)
+
+    def _heed_stop_in_evaluation(self) -> None:
+        """Leave an evaluation of the training loop between two batches, where the run was asked to stop."""
+        run = self._run
+        if run is None or not run.may_leave_evaluation or not run.stops.active:
+            return
+        if self._engine.agree(run.stops.wanted()):
+            raise StopInsideEvaluation
+
+    def _note_pending_events(self) -> None:
+        """What this update's evaluation was left before: a resumed run begins with it, and with its random numbers."""
+        restore_rng(self._rng_before_evaluation, distributed=self._is_distributed())
+        pending = ("should_evaluate", "should_save")
+        self._progress.pending = [flag for flag in pending if getattr(self.control, flag)]
+
+    def _restore_pending_events(self, run: loop.Run) -> bool:
+        """Ask for what the checkpoint says was still to be done; whether that is anything."""
+        pending, self._progress.pending = self._progress.pending, []
+        for flag in pending:
+            setattr(self.control, flag, True)
+        if pending:
+            self._load_rng_state(run.checkpoint)
+        return bool(pending)
+
+    def _random_states(self) -> dict[str, Any]:
+        return capture_rng(distributed=self._is_distributed())
+
+    def _mark_boundary(self, boundary: loop.Boundary) -> None:
+        boundary.rng = self._random_states()
+        boundary.window_loss = self._window.total.clone()
+        boundary.counted = self.current_flos, copy.copy(self._tokens_waiting)
+        boundary.inside_step = False
+
+    @contextlib.contextmanager
+    def _saving_on_exception(self, run: loop.Run) -> Iterator[None]:
+        """With `save_on_exception`, an exception in training first saves the last complete update."""
+        try:
+            yield
+        except Exception:
+            boundary = run.boundary
+            if boundary is not None and boundary.window_loss is not None and not boundary.inside_step:
+                restore_rng(boundary.rng, distributed=self._is_distributed())
+                self._window.total.copy_(boundary.window_loss)
+                self.current_flos, self._tokens_waiting = boundary.counted
+                logger.error(
+                    "an exception ends the run: %s holds the last complete update", self._save_now(run.model, run.trial)
+                )
+            raise
 
     def plan(self) -> TrainPlan:
         """What `train()` would do: updates, epochs and batch sizes, worked out without training."""
         return self._plan(self.args, self.get_train_dataloader())
+
+    def explain(self, everything: bool = False, file: TextIO | None = None) -> None:
+        """Print the options, as `args.explain` does, and, where there is training data, what `train()` would do."""
+        out = file or sys.stdout
+        if isinstance(self.args, TrainingArguments):
+            self.args.explain(everything, out)
+        else:
+            out.write(f"{type(self.args).__module__} keeps no record of where its options came from.\n")
+        if self.train_dataset is not None:
+            out.write(f"The run: {self._summary(self.plan())}.\n")
 
     def _plan(self, args: Any, loader: Any) -> TrainPlan:
         values = self.set_initial_training_values(args, loader)
@@ -830,6 +935,7 @@ class Trainer(OlderNames):
             max_steps=max_steps,
             gradient_accumulation_steps=args.gradient_accumulation_steps,
             has_length=has_length(loader),
+            short_updates=self._own.short_updates,
         )
 
     def set_initial_training_values(self, args: Any, dataloader: Any) -> tuple[int, int, int, float, int, int, int]:
@@ -846,6 +952,7 @@ class Trainer(OlderNames):
             num_train_epochs=args.num_train_epochs,
             max_steps=args.max_steps,
             total_train_batch_size=self.get_total_train_batch_size(args),
+            short_updates=self._own.short_updates,
         )
         return (
             plan.num_train_epochs,
@@ -864,17 +971,15 @@ class Trainer(OlderNames):
 
     def _announce(self, plan: TrainPlan) -> None:
         name = f" {self.args.run_name!r}" if self.args.run_name else ""
-        logger.info(
-            "training%s: %s examples, %s epochs, %s updates of %s samples (%s per device, accumulation %s), %s trainable "
-            "parameters",
-            name,
-            f"{plan.num_examples:,}",
-            "as many as needed" if plan.num_train_epochs == sys.maxsize else plan.num_train_epochs,
-            f"{plan.max_steps:,}",
-            plan.total_train_batch_size,
-            self._train_batch_size,
-            plan.gradient_accumulation_steps,
-            f"{models.param_count(self.model, trainable_only=True):,}",
+        logger.info("training%s: %s", name, self._summary(plan))
+
+    def _summary(self, plan: TrainPlan) -> str:
+        epochs = "as many as needed" if plan.num_train_epochs == sys.maxsize else plan.num_train_epochs
+        batch = f"{self._train_batch_size} per device, accumulation {plan.gradient_accumulation_steps}"
+        return (
+            f"{plan.num_examples:,} examples, {epochs} epochs, {plan.max_steps:,} updates of "
+            f"{plan.total_train_batch_size} samples ({batch}), "
+            f"{models.param_count(self.model, trainable_only=True):,} trainable parameters"
         )
 
     def _init_training_state(
@@ -888,6 +993,7 @@ class Trainer(OlderNames):
         """A new `state`, or the checkpoint's. Returns the epoch to begin with, and its micro-batches already done."""
         self.state = TrainerState(stateful_callbacks=self._exportable())
         self._progress = Progress(batch_size=self._train_batch_size, world_size=self._engine.world_size)
+        self._run_id = uuid.uuid4().hex
         epoch = skip = 0
         if resume_from_checkpoint is not None:
             epoch, skip = self._restore_state(resume_from_checkpoint, num_update_steps_per_epoch)
@@ -903,17 +1009,78 @@ class Trainer(OlderNames):
             logger.warning("the best checkpoint so far, %s, is gone: forgotten", self.state.best_model_checkpoint)
             self.state.best_model_checkpoint = None
         self._load_callback_state()
+        file = os.path.join(checkpoint, ckpt.CALLBACKS_NAME)
+        if self._own.restore_callback_states and os.path.isfile(file):
+            load_state_dicts(self.callback_handler.callbacks, ckpt.load_torch(file))
         stored = Progress.from_json(os.path.join(checkpoint, ckpt.PROGRESS_NAME))
+        now = self._progress.batch_size, self._progress.world_size
         if stored is not None and self._own.exact_position:
-            self._progress = stored
-            rows = self._train_batch_size * self._engine.world_size
-            same = (stored.batch_size, stored.world_size) == (self._train_batch_size, self._engine.world_size)
-            epoch, skip = stored.epoch, stored.batches if same else math.ceil(stored.epoch_samples / rows)
-            self._progress.batch_size, self._progress.world_size = self._train_batch_size, self._engine.world_size
-        else:  # written by the reference: the position follows from the number of updates
+            same = (stored.batch_size, stored.world_size) == now
+            epoch, skip = stored.epoch, stored.batches if same else math.ceil(stored.epoch_samples / math.prod(now))
+        else:  # as in the reference: the position follows from the number of updates
             epoch, updates = divmod(self.state.global_step, updates_per_epoch)
             skip = updates * self.args.gradient_accumulation_steps
-        return epoch, 0 if self.args.ignore_data_skip else skip
+        skip = 0 if self.args.ignore_data_skip else skip
+        if stored is not None:
+            if self._own.exact_position:
+                through = 0 < stored.examples <= stored.epoch_samples
+                self._compare_with(checkpoint, stored, inside_epoch=skip > 0 and not through)
+                if (
+                    through and stored.examples != self._examples()
+                ):  # what is new in the data begins with the next epoch
+                    epoch, skip = epoch + 1, 0
+            self._progress = stored
+            self._progress.batch_size, self._progress.world_size = now
+        manifest = ckpt.read_manifest(checkpoint)
+        self._run_id = self._run_id if manifest is None else manifest.facts.run_id
+        return epoch, skip
+
+    def _compare_with(self, checkpoint: str, stored: Progress, inside_epoch: bool) -> None:
+        """Tell what has changed since the checkpoint was written; refuse what would make it mean something else."""
+        file = os.path.join(checkpoint, ckpt.TRAINING_ARGS_JSON)
+        saved: dict[str, Any] = {"world_size": stored.world_size}
+        now: dict[str, Any] = {**json.loads(self.args.to_json_string()), "world_size": self._progress.world_size}
+        if os.path.isfile(file):
+            with open(file, encoding="utf-8") as content:
+                saved.update(json.load(content))
+        if stored.examples and self._examples():
+            saved["num_examples"], now["num_examples"] = stored.examples, self._examples()
+        found = ckpt.drift(saved, now, inside_epoch=inside_epoch)
+        if found.refused:
+            raise OptionError(found.refused)
+        for change in found.kept:
+            logger.warning("%s: the optimizer's state goes on with the checkpoint's value", change)
+        for change in found.rescaled:
+            logger.warning("%s: the position in the data is kept in samples", change)
+        for change in found.safe:
+            logger.info("%s: takes effect from here on", change)
+
+    def _examples(self) -> int:
+        """Samples of one epoch; 0 where that is unknown."""
+        return len(self.train_dataset) if has_length(self.train_dataset) else 0
+
+    def _keep_schedule(self, plan: TrainPlan, epoch: int, skip: int) -> TrainPlan:
+        """After a resume with updates of another size: the updates left follow from the data left, the schedule goes on.
+
+        Where `max_steps` says how long the run is, it is planned in updates, and so is its schedule.
+        """
+        now, counted_in = plan.total_train_batch_size, self._progress.schedule_batch
+        self._schedule_rate = 1.0
+        if counted_in in (0, now) or self.args.max_steps > 0 or not (plan.has_length and self._own.exact_position):
+            self._progress.schedule_batch = now
+            return plan
+        self._schedule_rate = now / counted_in
+        left = plan.max_steps - plan.updates_done(epoch, skip)
+        self.state.max_steps = self.state.global_step + left
+        logger.warning(
+            "an update has %d samples now, and had %d when the run began: %d updates are left, and the schedule moves "
+            "%.3g of its steps in each",
+            now,
+            counted_in,
+            left,
+            self._schedule_rate,
+        )
+        return replace(plan, max_steps=self.state.max_steps, schedule_steps=round(plan.max_steps * self._schedule_rate))
 
     def _load_callback_state(self) -> None:
         """Put the callbacks' states of the checkpoint back into the live callbacks."""
@@ -952,7 +1119,8 @@ class Trainer(OlderNames):
     def _begin_counting(self, checkpoint: str | None) -> None:
         """Start the counters of this call; on resume the loss window goes on where the checkpoint left it."""
         step = self.state.global_step
-        self._initial_global_step = self._loss_first_step = self._globalstep_last_logged = step
+        self._initial_global_step = self._globalstep_last_logged = step
+        self._loss_first_step = step if self._own.train_loss_of_session else 0
         self._initial_num_input_tokens_seen = self.state.num_input_tokens_seen
         self._total_loss_scalar = 0.0
         self._saved_step = step if checkpoint is not None else None
@@ -995,11 +1163,23 @@ class Trainer(OlderNames):
         self._progress.epoch, self._progress.batches = epoch, skip
         resumed = run.checkpoint is not None and epoch == run.first_epoch
         if resumed and skip == 0:
-            self._load_rng_state(run.checkpoint)
-        batches = batches_from(run.loader, epoch, skip)
+            self._restore_rng(run)
+        batches = batches_from(run.loader, epoch, skip, self._stored_position(run) if resumed and skip else None)
         if resumed and skip > 0:
-            self._load_rng_state(run.checkpoint)
+            self._restore_rng(run)
         return batches
+
+    def _restore_rng(self, run: loop.Run) -> None:
+        """The random states of the checkpoint, or of the end of what it left to be done."""
+        if run.rng is None:
+            self._load_rng_state(run.checkpoint)
+        else:
+            restore_rng(run.rng, distributed=self._is_distributed())
+
+    def _stored_position(self, run: loop.Run) -> Any:
+        """Where a stream stood when the checkpoint was written, as it says itself; None where it does not."""
+        file = os.path.join(run.checkpoint or "", ckpt.DATA_POSITION_NAME)
+        return ckpt.load_torch(file) if self._own.exact_position and os.path.isfile(file) else None
 
     def _close_epoch(self, epoch: int) -> None:
         """The epoch's end events are behind us: a checkpoint from here on begins with the next epoch."""
@@ -1028,7 +1208,7 @@ class Trainer(OlderNames):
         """Label tokens (or samples) that the update's loss is a mean over, on `device`; None where nobody asks."""
         if not batch_samples or not (self.model_accepts_loss_kwargs or self.compute_loss_func is not None):
             return None
-        if "labels" not in batch_samples[0]:
+        if "labels" not in batch_samples[0] or not self._own.loss_by_items:
             return None
         items = count_items(batch_samples, self._loss_shifts_labels)
         if items is None:
@@ -1100,6 +1280,8 @@ class Trainer(OlderNames):
         """
         if self.loss_is_scaled_for_ga is not None:
             return self.loss_is_scaled_for_ga
+        if not self._own.loss_by_items:
+            return False
         if isinstance(items, WatchedCount):
             self._normalises = items.was_used
             return self._normalises
@@ -1260,21 +1442,28 @@ class Trainer(OlderNames):
             self._log_window(grad_norm, learning_rate, start_time)
         if self.control.should_evaluate:
             metrics = self._evaluate(trial, ignore_keys_for_eval)
-            is_best = self._determine_best_metric(metrics=metrics, trial=trial)
+            is_best = self._may_be_best() and self._determine_best_metric(metrics=metrics, trial=trial)
             if self.args.save_strategy == SaveStrategy.BEST:
                 self.control.should_save = is_best
         if self.control.should_save:
-            self._save_checkpoint(model, trial)
-            self._saved_step = self.state.global_step
-            self._fire("on_save")
+            self._save_and_tell(model, trial)
+
+    def _may_be_best(self) -> bool:
+        """Whether an evaluation made now counts: in the older generation, only one that is saved with."""
+        saves = self.control.should_save or self.args.save_strategy == SaveStrategy.BEST
+        return saves or self._own.best_at_every_evaluation
 
     def _log_window(self, grad_norm: Tensor | float | None, learning_rate: float | None, start_time: float) -> None:
         total = self._window.drain(self._engine.mean)
         step = self.state.global_step
-        logs: dict[str, float] = {"loss": total / (step - self._globalstep_last_logged)}
+        loss = total / (step - self._globalstep_last_logged)
+        logs: dict[str, float] = {"loss": round(loss, 4) if self._own.round_logs else loss}
         if grad_norm is not None:
             logs["grad_norm"] = float(grad_norm)
-        logs["learning_rate"] = self._get_learning_rate() if learning_rate is None else learning_rate
+        used = learning_rate if self._own.log_rate_used else None
+        logs["learning_rate"] = self._get_learning_rate() if used is None else used
+        if self._saver.failures:
+            logs["failed_saves"] = self._saver.failures
         self._total_loss_scalar += total
         self._globalstep_last_logged = step
         self.store_flos()
@@ -1282,7 +1471,7 @@ class Trainer(OlderNames):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add `epoch` (and token counts) to `logs`, keep them in the history, and tell the callbacks."""
-        logs["epoch"] = self.state.epoch
+        logs["epoch"] = round(self.state.epoch, 2) if self._own.round_logs else self.state.epoch
         if self.args.include_num_input_tokens_seen != "no":
             logs.update(self._token_logs(start_time))
         self.state.log_history.append({**logs, "step": self.state.global_step})
@@ -1301,7 +1490,10 @@ class Trainer(OlderNames):
         self, trial: Any, ignore_keys_for_eval: list[str] | None, skip_scheduler: bool = False
     ) -> dict[str, float]:
         """Evaluate during training, and let a metric-driven schedule move."""
+        if self._run is not None and self._run.stops.active:
+            self._rng_before_evaluation = self._random_states()
         metrics = self.evaluate(ignore_keys=ignore_keys_for_eval)
+        self._evaluated_at = (self.state.global_step, metrics)
         if isinstance(self.lr_scheduler, ReduceLROnPlateau) and not skip_scheduler:
             self.lr_scheduler.step(self._chosen_metric(metrics))
         return metrics
@@ -1334,7 +1526,8 @@ class Trainer(OlderNames):
 
     def _finalize_training(self, trial: Any, num_train_samples: float, start_time: float) -> TrainOutput:
         """Final metrics, best model, and the last event."""
-        steps = self.state.global_step - self._initial_global_step
+        made = self.state.global_step - self._initial_global_step
+        steps = made if self._own.speed_of_session else self.state.max_steps
         self._total_loss_scalar += self._engine.mean(self._window.total)
         train_loss = self._total_loss_scalar / max(self.state.global_step - self._loss_first_step, 0.001)
         share = steps / max(self.state.max_steps, 1)
@@ -1342,6 +1535,7 @@ class Trainer(OlderNames):
         self.store_flos()
         metrics.update(total_flos=self.state.total_flos, train_loss=train_loss)
         self.log(metrics)
+        self._tell_of_finished_saves(wait=True)
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
             self._load_best_model()
         self._keep_only_best(trial)
@@ -1353,7 +1547,9 @@ class Trainer(OlderNames):
         best = self.state.best_model_checkpoint
         if not self.args.should_save or best is None or self.args.save_total_limit != 1:
             return
-        for folder in ckpt.sort_checkpoints(self._get_output_dir(trial)):
+        run_dir = self._get_output_dir(trial)
+        every = self._own.rotate_by_time
+        for folder in ckpt.sort_checkpoints(run_dir) if every else ckpt.checkpoints_of_run(run_dir, self._run_id):
             if os.path.realpath(folder) != os.path.realpath(best):
                 logger.info("removing %s: save_total_limit=1 keeps the best", folder)
                 ckpt.remove_checkpoint(folder)
@@ -1466,6 +1662,8 @@ class Trainer(OlderNames):
         ckpt.save_model(self.model, output_dir, state_dict=state_dict, processing_class=processor)
         with open(os.path.join(output_dir, ckpt.TRAINING_ARGS_JSON), "w", encoding="utf-8") as file:
             file.write(self.args.to_json_string() + "\n")
+        if self._saving.pickles_arguments:
+            torch.save(self.args, os.path.join(output_dir, ckpt.TRAINING_ARGS_NAME))
 
     def save_state(self) -> None:
         """Write the state to `output_dir/trainer_state.json`, by the main process."""
@@ -1498,16 +1696,56 @@ class Trainer(OlderNames):
             self._store_tokens()
         run_dir = self._get_output_dir(trial)
         folder = os.path.join(run_dir, ckpt.checkpoint_name(self.state.global_step))
+        former = self.state.best_model_checkpoint
         self._note_best_checkpoint(run_dir, folder)
-        with self._staged(folder) as stage:
-            self.save_model(stage, _internal_call=True)
-            if not self.args.save_only_model:
-                self._save_optimizer_and_scheduler(stage)
-                self._save_scaler(stage)
-                self._save_rng_state(stage)
-            self._save_progress(stage)
-        if self.args.should_save:
-            ckpt.rotate_checkpoints(run_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
+        self._saver.save(folder, self._facts(), self._write_checkpoint, self._checkpoint_bytes)
+        if self._saver.failed:
+            self.state.best_model_checkpoint = former
+        elif not self._saver.in_background:
+            self._make_room(folder)
+
+    def _write_checkpoint(self, stage: str) -> None:
+        """Every process writes its files into the folder that all share."""
+        self.save_model(stage, _internal_call=True)
+        if not self.args.save_only_model:
+            self._save_optimizer_and_scheduler(stage)
+            self._save_scaler(stage)
+            self._save_rng_state(stage)
+        self._save_progress(stage)
+
+    def _checkpoint_bytes(self) -> int:
+        states = [self.model.state_dict()]
+        if not self.args.save_only_model and self.optimizer is not None:
+            states.append(self.optimizer.state_dict())
+        return ckpt.estimate_bytes(*states)
+
+    def _facts(self) -> ckpt.Facts:
+        """What the manifest of a checkpoint written now says."""
+        step, metrics = self._evaluated_at
+        current = metrics if step == self.state.global_step else {}
+        name = self.args.metric_for_best_model
+        key = None if name is None else f"eval_{name.removeprefix('eval_')}"
+        return ckpt.Facts(
+            run_id=self._run_id,
+            step=self.state.global_step,
+            samples=self._progress.samples + self._epoch_samples(),
+            world_size=self._engine.world_size,
+            max_steps=self.state.max_steps,
+            metric_name=name,
+            metric=None if key is None else current.get(key),
+            best=self.state.best_global_step == self.state.global_step,
+            metrics=current,
+        )
+
+    def _make_room(self, written: str) -> None:
+        """Delete what `save_total_limit` leaves no room for."""
+        if not self.args.should_save:
+            return
+        run_dir, limit, best = os.path.dirname(written), self.args.save_total_limit, self.state.best_model_checkpoint
+        if self._own.rotate_by_time:
+            ckpt.rotate_checkpoints(run_dir, limit, best, use_mtime=True)
+        else:
+            ckpt.prune(run_dir, self._run_id, limit, protected=[] if best is None else [best], written=written)
 
     def _note_best_checkpoint(self, run_dir: str, folder: str) -> None:
         if not self.state.best_global_step or self.args.save_strategy == SaveStrategy.NO:
@@ -1516,18 +1754,10 @@ class Trainer(OlderNames):
         if best == folder or os.path.isdir(best):
             self.state.best_model_checkpoint = best
 
-    @contextlib.contextmanager
-    def _staged(self, folder: str) -> Iterator[str]:
-        """One stage for all processes; the main process puts it in place when every one has written."""
-        with ckpt.staged(folder) if self.args.should_save else contextlib.nullcontext() as stage:
-            shared = self._engine.share(None if stage is None else os.fspath(stage))
-            yield shared
-            self._engine.barrier()
-        self._engine.barrier()
-
     def _save_progress(self, folder: str) -> None:
         """Write the state, and beside it what the reference's files have no place for."""
         progress = self._progress
+        progress.examples = self._examples()
         progress.epoch_samples = self._epoch_samples()
         progress.window_loss = self._engine.mean(self._window.total)
         progress.window_steps = self.state.global_step - self._globalstep_last_logged
@@ -1537,14 +1767,52 @@ class Trainer(OlderNames):
             self.state.collect(self._exportable())
             self.state.save_to_json(os.path.join(folder, ckpt.TRAINER_STATE_NAME))
             progress.to_json(os.path.join(folder, ckpt.PROGRESS_NAME))
+            position = None if self._run is None else capture_position(self._run.loader)
+            if position is not None:
+                ckpt.save_torch(position, os.path.join(folder, ckpt.DATA_POSITION_NAME))
+            if states := state_dicts(self.callback_handler.callbacks):
+                ckpt.save_torch(states, os.path.join(folder, ckpt.CALLBACKS_NAME))
 
     def _save_now(self, model: nn.Module, trial: Any) -> str:
-        """The checkpoint of this very step, written now unless it is there."""
+        """The checkpoint of this very step, written now unless it is there; it is in place when this returns."""
         if self._saved_step != self.state.global_step:
-            self._save_checkpoint(model, trial)
-            self._saved_step = self.state.global_step
-            self._fire("on_save")
+            self._save_and_tell(model, trial)
+        self._tell_of_finished_saves(wait=True)
         return os.path.join(self._get_output_dir(trial), ckpt.checkpoint_name(self.state.global_step))
+
+    def _save_and_tell(self, model: nn.Module, trial: Any) -> None:
+        """Save, and tell the callbacks once the checkpoint is in place."""
+        self._tell_of_finished_saves(wait=True)
+        self._saver.failed = False
+        self._save_checkpoint(model, trial)
+        self.control.should_save = False  # whether or not it came about, and whenever callbacks are told of it
+        if self._saver.failed:
+            return
+        self._saved_step = self.state.global_step
+        if self._saver.in_background:
+            self._state_of_save = copy.copy(self.state)
+        else:
+            self._tell_of_save(
+                os.path.join(self._get_output_dir(trial), ckpt.checkpoint_name(self._saved_step)), self.state
+            )
+
+    def _tell_of_save(self, folder: str, state: TrainerState) -> None:
+        """`on_save`, after which the manifest holds for what the callbacks made of the checkpoint."""
+        self.control = self.callback_handler.on_save(self.args, state, self.control)
+        if self._run is not None:
+            self._run.stops.keep_back(self._saver.slowest_s)
+        if self.args.should_save:
+            ckpt.reseal(folder)
+
+    def _tell_of_finished_saves(self, wait: bool = False) -> None:
+        """Tell of the saves of the background that have come to their end. Several processes do so only where all wait."""
+        if not self._saver.in_background or (not wait and self._engine.world_size > 1):
+            return
+        for finished in self._engine.share(self._saver.finished(wait)):
+            self._saver.report(finished)
+            if finished.error is None:
+                self._make_room(os.fspath(finished.folder))
+                self._tell_of_save(os.fspath(finished.folder), self._state_of_save)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.args.should_save:
@@ -1558,8 +1826,7 @@ class Trainer(OlderNames):
     def _save_rng_state(self, output_dir: str) -> None:
         """Every process saves its own random states."""
         os.makedirs(output_dir, exist_ok=True)
-        states = capture_rng(distributed=self._is_distributed())
-        ckpt.save_torch(states, os.path.join(output_dir, self._rng_file()))
+        ckpt.save_torch(self._random_states(), os.path.join(output_dir, self._rng_file()))
 
     def _rng_file(self) -> str:
         return ckpt.rng_state_name(self.args.process_index, self.args.world_size)
@@ -1579,6 +1846,8 @@ class Trainer(OlderNames):
         """Load the weights of the best checkpoint."""
         best = self.state.best_model_checkpoint
         assert best is not None
+        if reasons := ckpt.verify(best):
+            raise ckpt.CheckpointError(f"the best checkpoint, {best}, cannot be loaded: {'; '.join(reasons)}")
         logger.info("loading the best model, %s (%s)", best, self.state.best_metric)
         self._issue_warnings_after_load(ckpt.load_weights(self.model, best))
 
@@ -1639,6 +1908,12 @@ class Trainer(OlderNames):
 
 _INNER = ("batch_size", "args", "resume_from_checkpoint", "trial", "ignore_keys_for_eval")
 _NO_CONTEXT: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+
+
+def _start_worker(worker_id: int, num_workers: int, rank: int, seeds: bool) -> None:
+    shield_worker()
+    if seeds:
+        seed_worker(worker_id, num_workers, rank)
 
 
 def _warn(message: str) -> None:

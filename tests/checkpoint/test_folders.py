@@ -9,10 +9,12 @@ from mainspring.checkpoint import (
     checkpoint_name,
     checkpoint_step,
     get_last_checkpoint,
+    prune,
     remove_checkpoint,
     rotate_checkpoints,
     sort_checkpoints,
 )
+from tests.helpers.checkpoints import RUN, flip, write_foreign, write_small
 
 
 def make(root: Path, *names: str) -> None:
@@ -126,3 +128,108 @@ def test_a_deletion_that_is_refused_is_a_warning(tmp_path: Path, caplog: pytest.
     remove_checkpoint(tmp_path / "checkpoint-1")
     assert "could not delete" in caplog.text
     assert "checkpoint-1" in caplog.text
+
+
+# ---- by manifest ----
+
+
+def written(root: Path, *steps: int) -> None:
+    for step in steps:
+        write_small(root, step)
+
+
+@pytest.mark.parametrize(
+    ("limit", "protected", "kept"),
+    [
+        (None, [], [1, 2, 3, 10]),
+        (0, [], [1, 2, 3, 10]),
+        (4, [], [1, 2, 3, 10]),
+        (3, [], [2, 3, 10]),
+        (1, [], [10]),
+        (1, [10], [10]),
+        (1, [2], [2, 10]),
+        (2, [1], [1, 10]),
+        (2, [1, 2], [1, 2, 10]),
+        (3, [1], [1, 3, 10]),
+    ],
+)
+@pytest.mark.parametrize("just_written", [True, False])
+def test_the_oldest_of_a_run_go(
+    tmp_path: Path, limit: int | None, protected: list[int], kept: list[int], just_written: bool
+) -> None:
+    written(tmp_path, 1, 2, 3, 10)
+    spared = [tmp_path / f"checkpoint-{step}" for step in protected]
+    deleted = prune(tmp_path, RUN, limit, spared, tmp_path / "checkpoint-10" if just_written else None)
+    assert left(tmp_path) == kept
+    assert deleted == [str(tmp_path / f"checkpoint-{step}") for step in (1, 2, 3, 10) if step not in kept]
+    assert len(list(tmp_path.iterdir())) == len(kept)
+
+
+def test_others_are_neither_counted_nor_touched(tmp_path: Path) -> None:
+    written(tmp_path, 1, 2, 3)
+    write_small(tmp_path, 4, run_id="another")
+    write_foreign(tmp_path, 5)
+    flip(write_small(tmp_path, 6) / "manifest.json", 100)
+    make(tmp_path, "checkpoint-7")
+    prune(tmp_path, RUN, 2, written=tmp_path / "checkpoint-3")
+    assert left(tmp_path) == [2, 3, 4, 5, 6, 7]
+
+
+def test_neither_name_nor_time_makes_one_old(tmp_path: Path) -> None:
+    write_small(tmp_path, step=5, name="checkpoint-1")
+    write_small(tmp_path, step=3, name="checkpoint-900")
+    os.utime(tmp_path / "checkpoint-1", (1, 1))
+    prune(tmp_path, RUN, 1)
+    assert left(tmp_path) == [1]
+
+
+def test_the_last_that_was_the_best_stays(tmp_path: Path) -> None:
+    for step, best in enumerate([True, False, True, False, False]):
+        write_small(tmp_path, step, metric_name="eval_loss", metric=1.0, best=best)
+    prune(tmp_path, RUN, 1)
+    assert left(tmp_path) == [2, 4]
+
+
+def test_what_was_just_written_stays_though_older_ones_have_larger_steps(tmp_path: Path) -> None:
+    written(tmp_path, 5, 20, 30)
+    prune(tmp_path, RUN, 1, written=tmp_path / "checkpoint-5")
+    assert left(tmp_path) == [5, 30]
+
+
+def test_a_protected_one_is_recognised_by_another_spelling_of_its_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(tmp_path, 1, 2, 3)
+    monkeypatch.chdir(tmp_path)
+    prune(".", RUN, 1, [tmp_path / "checkpoint-1"], "checkpoint-3")
+    assert left(tmp_path) == [1, 3]
+
+
+@pytest.mark.parametrize(("damaged", "kept"), [([], [3]), ([3], [2, 3]), ([2, 3], [1, 3]), ([1, 2, 3], [3])])
+def test_the_only_valid_one_stays(tmp_path: Path, damaged: list[int], kept: list[int]) -> None:
+    written(tmp_path, 1, 2, 3)
+    for step in damaged:
+        flip(tmp_path / f"checkpoint-{step}" / "weights.bin", 0)
+    prune(tmp_path, RUN, 1)
+    assert left(tmp_path) == kept
+
+
+def test_nothing_is_read_where_the_newest_is_known_to_be_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(tmp_path, 1, 2, 3)
+    monkeypatch.delattr("mainspring.checkpoint.folders.verify")
+    prune(tmp_path, RUN, 1, written=tmp_path / "checkpoint-3")
+    assert left(tmp_path) == [3]
+
+
+def test_one_that_cannot_be_deleted_is_not_among_the_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    written(tmp_path, 1, 2)
+
+    def refused(*_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "rename", refused)
+    assert prune(tmp_path, RUN, 1, written=tmp_path / "checkpoint-2") == []
+    assert left(tmp_path) == [1, 2]
+    assert "could not delete" in caplog.text

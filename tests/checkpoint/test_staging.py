@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import errno
+import itertools
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from mainspring.checkpoint import clean_stages, get_last_checkpoint, staged
+from mainspring.checkpoint import clean_stages, get_last_checkpoint, read_manifest, staged, verify
+from tests.helpers.checkpoints import facts, names_in, write_checkpoint, write_files
 
 
 def dead_pid() -> int:
@@ -15,10 +19,6 @@ def dead_pid() -> int:
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     return process.pid
-
-
-def names_in(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -145,8 +145,9 @@ def test_a_part_written_without_the_rest_keeps_the_rest(tmp_path: Path) -> None:
     assert set(contents(target)) == {"optimizer.pt", "trainer_state.json", "model.safetensors", "README.md"}
 
 
+@pytest.mark.parametrize("manifest", [[], ["manifest.json"]])
 def test_everything_is_flushed_before_the_rename_and_the_parent_after(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, manifest: list[str]
 ) -> None:
     events: list[tuple[str, str]] = []
     flush, rename = os.fsync, Path.rename
@@ -161,14 +162,84 @@ def test_everything_is_flushed_before_the_rename_and_the_parent_after(
 
     monkeypatch.setattr(os, "fsync", recorded_flush)
     monkeypatch.setattr(Path, "rename", recorded_rename)
-    with staged(tmp_path / "checkpoint-1") as stage:
+    with staged(tmp_path / "checkpoint-1", facts(1) if manifest else None) as stage:
         write(stage, a="1")
         write(stage / "sub", b="1")
-    place = events.index(("rename", "checkpoint-1"))
-    before, after = events[:place], events[place + 1 :]
-    assert {name for _, name in before} == {"a", "b", "sub", stage.name}
-    assert before[-1] == ("flush", stage.name)
-    assert after == [("flush", tmp_path.name)]
+    names = [name for _, name in events]
+    assert sorted(names[:2]) == ["a", "b"]
+    assert names[2:] == [*manifest, "sub", stage.name, "checkpoint-1", tmp_path.name]
+    assert [name for kind, name in events if kind == "rename"] == ["checkpoint-1"]
+
+
+def test_a_sealed_checkpoint_lists_what_was_taken_over(tmp_path: Path) -> None:
+    target = tmp_path / "checkpoint-20"
+    write(target / "adapter", weights="mine")
+    write(target, notes="mine")
+    with staged(target, facts()) as stage:
+        write(stage, **{"trainer_state.json": "{}"})
+    manifest = read_manifest(target)
+    assert manifest is not None
+    assert set(manifest.files) == {"adapter/weights", "notes", "trainer_state.json"}
+    assert verify(target) == []
+
+
+def test_a_sealed_checkpoint_is_written_again(tmp_path: Path) -> None:
+    target = write_checkpoint(tmp_path)
+    (target / "notes").write_text("mine")
+    with staged(target, facts(metric=2.0)) as stage:
+        write_files(stage)
+    manifest = read_manifest(target)
+    assert manifest is not None
+    assert manifest.facts.metric == 2.0
+    assert "notes" in manifest.files
+    assert verify(target) == []
+
+
+def test_a_manifest_does_not_outlive_what_it_speaks_of(tmp_path: Path) -> None:
+    target = write_checkpoint(tmp_path)
+    with staged(target) as stage:
+        write(stage, **{"trainer_state.json": "{}"})
+    assert read_manifest(target) is None
+
+
+def errno_of_a_save(target: Path) -> int | None:
+    try:
+        with staged(target, facts()) as stage:
+            write_files(stage)
+    except OSError as error:
+        return error.errno
+    return None
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("there", [True, False])
+def test_a_flush_that_fails_anywhere_leaves_everything_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, there: bool
+) -> None:
+    older, target = write_checkpoint(tmp_path, 10), tmp_path / "checkpoint-20"
+    if there:
+        write_checkpoint(tmp_path, 20, run_id="the former")
+    before = names_in(tmp_path)
+    flush = os.fsync
+    for last in itertools.count(1):
+        calls = itertools.count(1)
+
+        def failing(descriptor: int, calls: Iterator[int] = calls, last: int = last) -> None:
+            if next(calls) == last:
+                raise OSError(number, os.strerror(number))
+            flush(descriptor)
+
+        monkeypatch.setattr(os, "fsync", failing)
+        refused = errno_of_a_save(target)
+        if refused is None:
+            break
+        assert refused == number
+        assert names_in(tmp_path) == before
+        assert verify(older) == []
+        assert not there or (verify(target) == [] and read_manifest(target).facts.run_id == "the former")  # type: ignore[union-attr]
+    assert last > len(list(target.rglob("*")))  # each file, and folders besides
+    assert names_in(tmp_path) == ["checkpoint-10", "checkpoint-20"]
+    assert verify(older) == verify(target) == []
 
 
 def test_the_same_folder_is_not_written_twice_at_once(tmp_path: Path) -> None:

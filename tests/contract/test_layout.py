@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mainspring.checkpoint import reseal
 from tests.helpers.data import Items, collate_text, points, ragged_text
 from tests.helpers.models import Regressor, tiny_gpt2
 from tests.helpers.sides import REFERENCE, SUBJECT, Side
@@ -19,7 +20,7 @@ from tests.helpers.sides import REFERENCE, SUBJECT, Side
 # The only differences: arguments as JSON instead of a pickle, and what is resumable beyond the reference's files.
 DROPPED = set() if SUBJECT.is_reference else {"training_args.bin"}
 ADDED = set() if SUBJECT.is_reference else {"training_args.json"}
-ADDED_TO_CHECKPOINTS = ADDED if SUBJECT.is_reference else {*ADDED, "progress.json"}
+ADDED_TO_CHECKPOINTS = ADDED if SUBJECT.is_reference else {*ADDED, "progress.json", "manifest.json"}
 
 OWN = Side("mainspring", "mainspring")
 """Ours with its own defaults, for what the reference does not promise at all."""
@@ -215,7 +216,7 @@ def test_a_save_that_fails_leaves_no_checkpoint(tmp_path: Path) -> None:
                 raise OSError(28, "No space left on device")
             super()._save_rng_state(output_dir)
 
-    trainer = PLAIN.trainer(OWN, tmp_path, Trainer, save_steps=1)
+    trainer = PLAIN.trainer(OWN, tmp_path, Trainer, save_steps=1, save_failure="raise")
     with pytest.raises(OSError, match="No space left"):
         trainer.train()
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
@@ -241,6 +242,7 @@ class Malicious:
 def test_a_malicious_state_executes_nothing_and_is_refused_by_name(tmp_path: Path, name: str) -> None:
     PLAIN.trainer(OWN, tmp_path, max_steps=6).train()
     torch.save(Malicious(tmp_path / "executed"), tmp_path / "checkpoint-3" / name)
+    reseal(tmp_path / "checkpoint-3")  # who can write the file can write the manifest
     with pytest.raises(ValueError, match=rf"{name} was refused, and nothing in it was executed"):
         PLAIN.trainer(OWN, tmp_path, max_steps=6).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert not (tmp_path / "executed").exists()
@@ -261,6 +263,6 @@ def test_a_broken_checkpoint_is_refused_with_every_reason(tmp_path: Path) -> Non
     weights.write_bytes(weights.read_bytes()[:-1])
     (tmp_path / "checkpoint-3/trainer_state.json").unlink()
     with pytest.raises(
-        ValueError, match=r"checkpoint-3.*trainer_state\.json is missing.*model\.safetensors is damaged"
+        ValueError, match=r"checkpoint-3 was not valid: model\.safetensors has .*trainer_state\.json is missing"
     ):
         PLAIN.trainer(OWN, tmp_path).train(resume_from_checkpoint=True)

@@ -1,6 +1,7 @@
 """One checkpoint directory: its names, how it is written, found, checked and read.
 
 A checkpoint is written whole or not at all (`staging`): into a folder beside its place, flushed to the disk, then renamed.
+It counts when it is still what was written (`manifest`); another is named, moved aside and passed over (`search`).
 Nothing in one is ever executed: tensors are safetensors, facts are JSON, and what torch pickles is read with
 `weights_only=True` under an allow-list (`torch_files`). Policy (when to save, how many to keep) is decided elsewhere.
 
@@ -8,30 +9,56 @@ Nothing in one is ever executed: tensors are safetensors, facts are JSON, and wh
 |---|---|
 | `names` | what are the files called? |
 | `folders` | which checkpoints are there, which may go? |
+| `search`, `resolve` | which one does a run go on from? |
 | `staging` | how does a checkpoint appear in one step? |
+| `saver` | how do the processes of a run write one together, and what if they cannot? |
+| `background` | how is one written while training goes on? |
+| `deferral` | which writes wait for that? |
+| `snapshot` | how is the state kept until then? |
+| `manifest` | is it what was written? |
+| `space` | does it fit on the disk? |
 | `weights` | how do a model's weights get in and out? |
 | `adapters` | how do those of PEFT's adapters? |
 | `torch_files` | how do optimizer, scheduler, scaler and random states? |
-| `structure` | why can this folder not be resumed from? |
+| `structure` | why can a folder without a manifest not be resumed from? |
+| `lock` | is another run in this output folder? |
+| `drift` | what has changed since it was written? |
+| `pickles` | could a file execute anything where other engines unpickle it? |
+| `opcodes`, `torch_zip`, `shards` | what would a pickle do? where are those in torch's files? |
+| `allowed` | what may they refer to? |
+
+What needs torch is imported when it is first used: checkpoints are listed and verified without it.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from mainspring.checkpoint.drift import Drift, drift
 from mainspring.checkpoint.folders import (
     checkpoint_name,
     checkpoint_step,
+    checkpoints_of_run,
     get_last_checkpoint,
+    prunable,
+    prune,
     remove_checkpoint,
     rotate_checkpoints,
     sort_checkpoints,
 )
+from mainspring.checkpoint.lock import LOCK_NAME, locked
+from mainspring.checkpoint.manifest import Facts, FileRecord, Manifest, check_sizes, read_manifest, reseal, seal, verify
 from mainspring.checkpoint.names import (
     ADAPTER_CONFIG_NAME,
     ADAPTER_SAFE_WEIGHTS_NAME,
     ADAPTER_WEIGHTS_NAME,
+    CALLBACKS_NAME,
     CONFIG_NAME,
+    DATA_POSITION_NAME,
     FSDP_MODEL_NAME,
     GENERATION_CONFIG_NAME,
+    MANIFEST_NAME,
     OPTIMIZER_NAME,
     OPTIMIZER_NAME_BIN,
     PREFIX_CHECKPOINT_DIR,
@@ -47,19 +74,31 @@ from mainspring.checkpoint.names import (
     WEIGHTS_NAME,
     rng_state_name,
 )
-from mainspring.checkpoint.staging import clean_stages, staged
+from mainspring.checkpoint.pickles import dangerous_globals, refuse, scan_folder
+from mainspring.checkpoint.resolve import resolve
+from mainspring.checkpoint.search import Search, newest_first, newest_valid, quarantine
+from mainspring.checkpoint.staging import Stage, clean_stages, staged
 from mainspring.checkpoint.structure import check_structure
-from mainspring.checkpoint.torch_files import load_torch, save_torch
-from mainspring.checkpoint.weights import LoadReport, load_weights, save_model
 from mainspring.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from mainspring.checkpoint.background import BackgroundWriter, Finished
+    from mainspring.checkpoint.saver import Saver
+    from mainspring.checkpoint.space import check_space, estimate_bytes
+    from mainspring.checkpoint.torch_files import load_torch, save_torch
+    from mainspring.checkpoint.weights import LoadReport, load_weights, save_model
 
 __all__ = [
     "ADAPTER_CONFIG_NAME",
     "ADAPTER_SAFE_WEIGHTS_NAME",
     "ADAPTER_WEIGHTS_NAME",
+    "CALLBACKS_NAME",
     "CONFIG_NAME",
+    "DATA_POSITION_NAME",
     "FSDP_MODEL_NAME",
     "GENERATION_CONFIG_NAME",
+    "LOCK_NAME",
+    "MANIFEST_NAME",
     "OPTIMIZER_NAME",
     "OPTIMIZER_NAME_BIN",
     "PREFIX_CHECKPOINT_DIR",
@@ -73,20 +112,71 @@ __all__ = [
     "TRAINING_ARGS_NAME",
     "WEIGHTS_INDEX_NAME",
     "WEIGHTS_NAME",
+    "BackgroundWriter",
     "CheckpointError",
+    "Drift",
+    "Facts",
+    "FileRecord",
+    "Finished",
     "LoadReport",
+    "Manifest",
+    "Saver",
+    "Search",
+    "Stage",
+    "check_sizes",
+    "check_space",
     "check_structure",
     "checkpoint_name",
     "checkpoint_step",
+    "checkpoints_of_run",
     "clean_stages",
+    "dangerous_globals",
+    "drift",
+    "estimate_bytes",
     "get_last_checkpoint",
     "load_torch",
     "load_weights",
+    "locked",
+    "newest_first",
+    "newest_valid",
+    "prunable",
+    "prune",
+    "quarantine",
+    "read_manifest",
+    "refuse",
     "remove_checkpoint",
+    "reseal",
+    "resolve",
     "rng_state_name",
     "rotate_checkpoints",
     "save_model",
     "save_torch",
+    "scan_folder",
+    "seal",
     "sort_checkpoints",
     "staged",
+    "verify",
 ]
+
+# Where the names above live that need torch.
+_WITH_TORCH = {
+    "BackgroundWriter": "background",
+    "Finished": "background",
+    "LoadReport": "weights",
+    "Saver": "saver",
+    "check_space": "space",
+    "estimate_bytes": "space",
+    "load_torch": "torch_files",
+    "load_weights": "weights",
+    "save_model": "weights",
+    "save_torch": "torch_files",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import what needs torch when it is first used (PEP 562)."""
+    if name not in _WITH_TORCH:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_WITH_TORCH[name]}"), name)
+    globals()[name] = value  # the next use does not come here
+    return value

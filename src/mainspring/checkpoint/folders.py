@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 
+from mainspring.checkpoint.manifest import Facts, read_manifest, verify
 from mainspring.checkpoint.names import PREFIX_CHECKPOINT_DIR
 from mainspring.checkpoint.staging import discard_aside
+from mainspring.errors import CheckpointError
 
 StrPath = str | os.PathLike[str]
 
@@ -103,6 +106,80 @@ def rotate_checkpoints(
     for path in doomed:
         remove_checkpoint(path)
     return doomed
+
+
+def prune(
+    output_dir: StrPath,
+    run_id: str,
+    limit: int | None,
+    protected: Collection[StrPath] = (),
+    written: StrPath | None = None,
+) -> list[str]:
+    """Delete the oldest checkpoints of one run until `limit` are left; what says which, and how old, is their manifest.
+
+    Never deleted are the newest, the last that was the best when it was written, the protected ones, and the only valid
+    one, so that more than `limit` may stay. Those of other runs, of the reference, and those whose manifest cannot be read
+    are neither counted nor touched.
+
+    Args:
+        output_dir: The run's output folder.
+        run_id: The run.
+        limit: How many checkpoints may stay; None, zero and below: all.
+        protected: Others that must stay: what is being read, or known to be the best.
+        written: The one that this process has just written; it stays, and is known to be valid. Without it, checkpoints are
+            read until one that stays is found valid.
+
+    Returns:
+        The deleted folders, oldest first; one that could not be deleted is a warning.
+    """
+    doomed = prunable(output_dir, run_id, limit, protected, written)
+    for path in doomed:
+        remove_checkpoint(path)
+    return [path for path in doomed if not os.path.lexists(path)]
+
+
+def prunable(
+    output_dir: StrPath,
+    run_id: str,
+    limit: int | None,
+    protected: Collection[StrPath] = (),
+    written: StrPath | None = None,
+) -> list[str]:
+    """Return the folders that `prune` would delete, oldest first. The arguments are its."""
+    if limit is None or limit <= 0:
+        return []
+    own = _of_run(output_dir, run_id)
+    newest, best = list(own)[-1:], [path for path, facts in own.items() if facts.best][-1:]
+    spared = {os.path.realpath(path) for path in (*protected, *newest, *best, *([] if written is None else [written]))}
+    expendable = [path for path in own if os.path.realpath(path) not in spared]
+    doomed = expendable[: max(len(own) - limit, 0)]
+    return _without_only_valid(list(own), doomed) if doomed and written is None else doomed
+
+
+def checkpoints_of_run(output_dir: StrPath, run_id: str) -> list[str]:
+    """List the checkpoints of one run by the step that they were written for, oldest first."""
+    return list(_of_run(output_dir, run_id))
+
+
+def _of_run(output_dir: StrPath, run_id: str) -> dict[str, Facts]:
+    """The checkpoints of one run and what they were written for, by step, oldest first."""
+    found = {}
+    for path in sort_checkpoints(output_dir):
+        try:
+            manifest = read_manifest(path)
+        except CheckpointError:  # whose it is, nobody can tell
+            continue
+        if manifest is not None and manifest.facts.run_id == run_id:
+            found[path] = manifest.facts
+    return dict(sorted(found.items(), key=lambda item: item[1].step))
+
+
+def _without_only_valid(own: list[str], doomed: list[str]) -> list[str]:
+    """`doomed`, less its newest valid one where none of the others is valid."""
+    if any(not verify(path) for path in reversed(own) if path not in doomed):
+        return doomed
+    only = next((path for path in reversed(doomed) if not verify(path)), None)
+    return [path for path in doomed if path != only]
 
 
 def remove_checkpoint(folder: StrPath) -> None:

@@ -1,4 +1,4 @@
-"""The names of the files in a checkpoint: the reference's, and two of our own."""
+"""The names of the files in a checkpoint: the reference's, and three of our own."""
 
 from __future__ import annotations
 
@@ -23,9 +23,12 @@ TRAINER_STATE_NAME = "trainer_state.json"
 
 # The reference pickles its arguments here. A pickle can run anything, so this file is neither written nor ever read.
 TRAINING_ARGS_NAME = "training_args.bin"
-# Ours: the same arguments as JSON, and what is resumable beyond the reference's files.
+# Ours: the same arguments as JSON, what is resumable beyond the reference's files, and the hash of every file.
 TRAINING_ARGS_JSON = "training_args.json"
 PROGRESS_NAME = "progress.json"
+CALLBACKS_NAME = "callbacks.pt"
+DATA_POSITION_NAME = "data_position.pt"
+MANIFEST_NAME = "manifest.json"
 
 
 def rng_state_name(process_index: int, world_size: int) -> str:

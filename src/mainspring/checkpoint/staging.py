@@ -18,9 +18,15 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+from mainspring.checkpoint.disk import files_below, fsync, fsync_folders
+from mainspring.checkpoint.manifest import Facts, seal
 from mainspring.checkpoint.names import (
+    CALLBACKS_NAME,
+    DATA_POSITION_NAME,
+    MANIFEST_NAME,
     OPTIMIZER_NAME,
     OPTIMIZER_NAME_BIN,
     PROGRESS_NAME,
@@ -38,7 +44,9 @@ logger = logging.getLogger(__name__)
 _ASIDE = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)\.(?P<role>partial|replaced|deleted)")
 _WHOLE_MODEL = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
 _WEIGHT_FILE = re.compile(r"(model.*\.safetensors|pytorch_model.*\.bin)(\.index\.json)?")
-_RUN_STATE = frozenset({OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, SCHEDULER_NAME, SCALER_NAME, PROGRESS_NAME})
+_RUN_STATE = frozenset(
+    {OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, SCHEDULER_NAME, SCALER_NAME, PROGRESS_NAME, CALLBACKS_NAME, DATA_POSITION_NAME}
+)
 
 # Stages that this process is writing now: a leftover of an earlier process may carry the same process id (in containers
 # it usually does), so that "the process lives" alone would not tell them apart.
@@ -46,7 +54,7 @@ _open_stages: set[Path] = set()
 
 
 @contextmanager
-def staged(folder: str | os.PathLike[str]) -> Iterator[Path]:
+def staged(folder: str | os.PathLike[str], facts: Facts | None = None) -> Iterator[Path]:
     """Write a checkpoint that appears whole, or not at all.
 
         with staged("out/checkpoint-20") as stage:
@@ -55,10 +63,11 @@ def staged(folder: str | os.PathLike[str]) -> Iterator[Path]:
 
     Files that already lie in `folder` (a subclass or a callback put them there first) are taken over unless they were
     written anew. Not taken over are what would contradict the new content: other weights of the whole model where new
-    ones were written, and optimizer, scheduler, scaler and progress beside a new trainer state.
+    ones were written, optimizer, scheduler, scaler and progress beside a new trainer state, and the old manifest.
 
     Args:
         folder: The final place; its parents are created.
+        facts: What it is written for: it gets a manifest. None: it gets none, and does not count as a checkpoint of ours.
 
     Yields:
         The empty stage to write into.
@@ -67,19 +76,55 @@ def staged(folder: str | os.PathLike[str]) -> Iterator[Path]:
         BaseException: Whatever the body raised, `KeyboardInterrupt` included, after the stage was removed; `folder` is then
             as it was before.
     """
-    target = Path(folder)
-    stage = _new_stage(target)
-    _open_stages.add(stage)
+    stage = Stage.open(folder)
     try:
-        yield stage
-        _absorb(target, stage, _superseded(stage))
-        _flush(stage)
-        _commit(stage, target)
+        yield stage.path
+        stage.commit(facts)
     except BaseException:
-        shutil.rmtree(stage, ignore_errors=True)
+        stage.drop()
         raise
-    finally:
-        _open_stages.discard(stage)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The steps of `staged` one by one: `open`, then either `commit` or `drop`.
+
+    Attributes:
+        path: The folder to write into.
+        target: Where it goes.
+    """
+
+    path: Path
+    target: Path
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> Stage:
+        """Make an empty stage for `folder`; its parents are created."""
+        target = Path(folder).absolute()  # a stage may be committed after the program went to another folder
+        path = _new_stage(target)
+        _open_stages.add(path)
+        return cls(path, target)
+
+    def commit(self, facts: Facts | None = None) -> None:
+        """Force everything to the disk and put it in place; should that fail, the stage is still to be dropped.
+
+        Args:
+            facts: What the checkpoint is written for, as in `staged`.
+        """
+        _absorb(self.target, self.path, _superseded(self.path))
+        if facts is None:
+            for path in files_below(self.path):
+                fsync(path)
+        else:
+            seal(self.path, facts)
+        fsync_folders(self.path)
+        _commit(self.path, self.target)
+        _open_stages.discard(self.path)
+
+    def drop(self) -> None:
+        """Remove the stage; the place it was for is as it was."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        _open_stages.discard(self.path)
 
 
 def clean_stages(output_dir: str | os.PathLike[str]) -> list[str]:
@@ -138,12 +183,12 @@ def _sibling(target: Path, role: str) -> Path:
 
 def _superseded(stage: Path) -> re.Pattern[str]:
     """Return the names of top-level files that must not be taken over into `stage`."""
-    patterns = []
+    patterns = [re.escape(MANIFEST_NAME)]
     if any((stage / name).exists() for name in _WHOLE_MODEL):
         patterns.append(_WEIGHT_FILE.pattern)
     if (stage / TRAINER_STATE_NAME).exists():
         patterns += [re.escape(name) for name in sorted(_RUN_STATE)]
-    return re.compile("|".join(f"(?:{pattern})" for pattern in patterns) or r"(?!)")
+    return re.compile("|".join(f"(?:{pattern})" for pattern in patterns))
 
 
 def _absorb(source: Path, stage: Path, skip: re.Pattern[str]) -> None:
@@ -168,40 +213,23 @@ def _link_or_copy(source: Path, target: Path) -> None:
         shutil.copy2(source, target, follow_symlinks=False)
 
 
-def _flush(stage: Path) -> None:
-    """Force every file and folder below `stage` to the disk, contents before names."""
-    for root, _, files in os.walk(stage, topdown=False):
-        for name in files:
-            path = Path(root, name)
-            if not path.is_symlink():
-                _fsync(path)
-        _fsync(Path(root))
-
-
-def _fsync(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():  # Windows cannot open a folder, and its renames are journalled
-        return
-    # Windows flushes only what is open for writing.
-    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _commit(stage: Path, target: Path) -> None:
     """Give the finished stage its name: one rename, or two where an older folder has the name."""
     former = _sibling(target, "replaced")
-    if os.path.lexists(target):
+    replaces = os.path.lexists(target)
+    if replaces:
         _remove(former)
-        target.rename(former)
     try:
+        if replaces:
+            target.rename(former)
         stage.rename(target)
+        fsync(target.parent)
     except BaseException:
-        if os.path.lexists(former) and not os.path.lexists(target):
+        if not os.path.lexists(stage):  # it is in place, but perhaps not for good
+            target.rename(stage)
+        if replaces and not os.path.lexists(target):
             former.rename(target)
         raise
-    _fsync(target.parent)
     _remove(former)
 
 
@@ -216,7 +244,7 @@ def _remove(path: Path) -> None:
 
 def _is_abandoned(path: Path, pid: int) -> bool:
     if pid == os.getpid():
-        return path not in _open_stages
+        return path.absolute() not in _open_stages
     if os.name == "nt":  # where signal 0 is Ctrl-C, not a question
         return False
     try:

@@ -1,4 +1,7 @@
-"""Why a folder is not a checkpoint that can be resumed from: headers and directories are read, not the data."""
+"""Why a folder without a manifest is not a checkpoint that can be resumed from.
+
+That is how the reference writes them. Headers, directories, and what is small are read; large tensors are not.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from mainspring.checkpoint.names import (
     ADAPTER_CONFIG_NAME,
     CONFIG_NAME,
+    OPTIMIZER_NAME_BIN,
     PROGRESS_NAME,
     SAFE_WEIGHTS_INDEX_NAME,
     TRAINER_STATE_NAME,
@@ -24,6 +28,9 @@ from mainspring.checkpoint.names import (
 _JSON_FILES = (TRAINER_STATE_NAME, PROGRESS_NAME, TRAINING_ARGS_JSON, CONFIG_NAME, ADAPTER_CONFIG_NAME)
 _INDEX_FILES = (SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME)
 _TORCH_SUFFIXES = (".pt", ".pth", ".bin")
+_NO_WEIGHTS = (OPTIMIZER_NAME_BIN, TRAINING_ARGS_NAME)
+# Up to which size a record in torch's archives is read whole to compare its checksum.
+_SMALL = 1 << 20
 # How a file of torch's older, non-zip format begins: its magic number, pickled. Such a file has no directory to check.
 _LEGACY_TORCH_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
 
@@ -41,12 +48,29 @@ def check_structure(folder: str | os.PathLike[str]) -> list[str]:
     root = Path(folder)
     if not root.is_dir():
         return [f"{root} is not a directory" if root.exists() else f"{root} does not exist"]
+    try:
+        return _reasons(root)
+    except OSError as error:
+        return [f"{root} cannot be read: {error}"]
+
+
+def _reasons(root: Path) -> list[str]:
     reasons = []
     if not (root / TRAINER_STATE_NAME).is_file():
         reasons.append(f"{TRAINER_STATE_NAME} is missing")
+    if not _may_hold_weights(root):
+        reasons.append("it holds no weights")
     for path in _files_of(root):
         reasons += [f"{path.relative_to(root)} {why}" for why in _damage(path)]
     return reasons
+
+
+def _may_hold_weights(root: Path) -> bool:
+    """Whether there is a file of weights, or a folder: sharded and adapters' weights lie in folders of many names."""
+    return any(
+        path.is_dir() or (path.suffix in (".safetensors", ".bin") and path.name not in _NO_WEIGHTS)
+        for path in root.iterdir()
+    )
 
 
 def _files_of(root: Path) -> Iterator[Path]:
@@ -72,23 +96,27 @@ def _damage(path: Path) -> list[str]:
 
 def _json_damage(path: Path) -> list[str]:
     try:
-        json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         return [f"is not valid JSON: {error}"]
+    if not isinstance(content, dict):
+        return [f"is not a JSON object, but a {type(content).__name__}"]
+    if path.name == TRAINER_STATE_NAME and not isinstance(content.get("global_step"), int):
+        return ["has no global_step"]
     return []
 
 
 def _index_damage(path: Path) -> list[str]:
     try:
-        shards = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        shards = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+        return [f"names {shard}, which is missing" for shard in shards if not (path.parent / shard).is_file()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return [f"is not an index of weights: {error!r}"]
-    return [f"names {shard}, which is missing" for shard in sorted(shards) if not (path.parent / shard).is_file()]
 
 
 def _safetensors_damage(path: Path) -> list[str]:
     try:
-        with safe_open(path, framework="pt"):  # compares the header's sizes with the file's
+        with safe_open(path, framework="np"):  # compares the header's sizes with the file's; "pt" would import torch
             return []
     except (OSError, SafetensorError) as error:
         return [f"is damaged: {error}"]
@@ -99,7 +127,15 @@ def _torch_damage(path: Path) -> list[str]:
         with path.open("rb") as file:
             if file.read(len(_LEGACY_TORCH_START)) == _LEGACY_TORCH_START:
                 return []
-        with zipfile.ZipFile(path):  # reads the directory, which stands at the end: a cut-off file has none
-            return []
-    except (OSError, zipfile.BadZipFile) as error:
+        with zipfile.ZipFile(path) as archive:  # reads the directory, which stands at the end: a cut-off file has none
+            for record in archive.infolist():
+                _check_record(archive, record)
+    except Exception as error:  # noqa: BLE001 (a damaged archive can provoke nearly any of them)
         return [f"is damaged: {error}"]
+    return []
+
+
+def _check_record(archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> None:
+    with archive.open(record) as content:  # compares the record's own header with the directory
+        if record.CRC and record.file_size <= _SMALL:  # torch writes zero where it was told to compute none
+            content.read()  # compares the checksum

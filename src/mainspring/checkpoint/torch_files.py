@@ -10,18 +10,23 @@ from typing import Any
 
 import torch
 
+from mainspring.checkpoint.deferral import write
 from mainspring.errors import CheckpointError
 from mainspring.seeding import RNG_SAFE_GLOBALS
 
 
 def save_torch(obj: Any, path: str | os.PathLike[str]) -> None:
-    """Write `obj` (tensors in plain containers, numbers, strings) with `torch.save`.
+    """Write `obj` (tensors in plain containers, numbers, strings) with `torch.save`; inside `deferred`, a copy, later.
 
     Args:
         obj: A state dict or the like.
         path: The file.
+
+    Raises:
+        OSError: The disk is full, or refuses the write for another reason.
     """
-    torch.save(obj, os.fspath(path))
+    file = os.path.abspath(path)
+    write(lambda state: _save(state, file), obj)
 
 
 def load_torch(path: str | os.PathLike[str], map_location: Any = "cpu") -> Any:
@@ -47,6 +52,12 @@ def load_torch(path: str | os.PathLike[str], map_location: Any = "cpu") -> Any:
         raise CheckpointError(f"{file} does not exist") from None
     except Exception as error:  # a damaged file can provoke nearly any of them
         raise CheckpointError(f"{file} {_reason(error)}") from error
+
+
+def _save(obj: Any, file: str) -> None:
+    # Through a file of Python's: torch's own hides why a write failed. It is not slower.
+    with open(file, "wb") as stream:
+        torch.save(obj, stream)
 
 
 def _reason(error: Exception) -> str:

@@ -20,6 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mainspring.checkpoint.adapters import adapter_folders, has_adapters, load_adapters
+from mainspring.checkpoint.deferral import their_writes_too, write
+from mainspring.checkpoint.disk import as_os_errors
 from mainspring.checkpoint.names import (
     ADAPTER_SAFE_WEIGHTS_NAME,
     ADAPTER_WEIGHTS_NAME,
@@ -55,6 +57,7 @@ class LoadReport:
         return [f"{what} {len(names)} tensor(s): {_some(names)}" for what, names in kinds if names]
 
 
+@as_os_errors()
 def save_model(
     model: nn.Module,
     folder: str | os.PathLike[str],
@@ -65,6 +68,9 @@ def save_model(
 ) -> None:
     """Write a model's weights, its configuration, and its tokenizer or processor.
 
+    Inside `deferred` the weights are copied, and written later. Those of a model with a `save_pretrained` of its own are
+    written at once: it may read its files again.
+
     Args:
         model: The model, wrapped (DDP, compiled, ...) or not.
         folder: Where to; created.
@@ -74,17 +80,21 @@ def save_model(
 
     Raises:
         CheckpointError: The state dict holds something that is not a tensor.
+        OSError: The disk is full, or refuses a write for another reason.
     """
     bare = unwrap(model)
     if is_main_process:
         Path(folder).mkdir(parents=True, exist_ok=True)
     if _saves_itself(bare):
         given = None if state_dict is None else dict(_without_wrapper_prefix(state_dict))
-        bare.save_pretrained(os.fspath(folder), state_dict=given, is_main_process=is_main_process)  # type: ignore[operator]
+        save: Any = bare.save_pretrained
+        with their_writes_too(save):
+            save(os.fspath(folder), state_dict=given, is_main_process=is_main_process)
     elif is_main_process:
         state = bare.state_dict() if state_dict is None else _without_wrapper_prefix(state_dict)
         tensors, aliases = _independent(state)
-        save_file(tensors, Path(folder) / SAFE_WEIGHTS_NAME, metadata={"format": "pt", **aliases})
+        file = os.path.join(os.path.abspath(folder), SAFE_WEIGHTS_NAME)
+        write(lambda state: save_file(state, file, metadata={"format": "pt", **aliases}), tensors)
     if is_main_process and processing_class is not None:
         processing_class.save_pretrained(os.fspath(folder))
 

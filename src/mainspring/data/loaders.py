@@ -5,13 +5,17 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, SequentialSampler
 
+from mainspring.data.drawn import DrawnLoader
+from mainspring.data.random_stream import DataStream
 from mainspring.data.samplers import DealtBatches, IterableShard, seeded
 
+_PIPES = tuple(getattr(torch.utils.data, name, ()) for name in ("IterDataPipe", "MapDataPipe"))
 _KNOWS_IN_ORDER = "in_order" in inspect.signature(DataLoader.__init__).parameters  # torch >= 2.6
 
 
@@ -80,6 +84,7 @@ def build_loader(
     worker_init_fn: Callable[[int], None] | None = None,
     seed: int | None = None,
     even: bool = True,
+    stream: DataStream | None = None,
 ) -> DataLoader[Any]:
     """Build the loader of process ``rank``.
 
@@ -98,19 +103,23 @@ def build_loader(
         worker_init_fn: Called in every worker with its number.
         seed: Seed of a plain ``RandomSampler``; torch's initial seed if None.
         even: Give every process the same number of full batches, see :class:`DealtBatches`.
+        stream: Where samples and batches draw their random numbers from. With None they take what the global generators
+            of the process (or worker) give, and so do torch's data pipes, which seed themselves.
     """
     arguments = options.as_arguments() | {"collate_fn": collate_fn, "worker_init_fn": worker_init_fn}
-    loader: DataLoader[Any]
+    make: Callable[..., DataLoader[Any]] = DataLoader
+    if stream is not None and not isinstance(dataset, _PIPES):
+        make = partial(DrawnLoader, stream=stream)
     if isinstance(dataset, IterableDataset):
         if world_size > 1:
             # Every process reads the whole stream: shards of their own would end at different times, and the processes
             # would wait for each other forever.
             dataset = IterableShard(dataset, batch_size, drop_last, rank, world_size, seed or 0, even)
-        loader = DataLoader(dataset, batch_size=batch_size, drop_last=drop_last, **arguments)
+        loader = make(dataset, batch_size=batch_size, drop_last=drop_last, **arguments)
     else:
         order = SequentialSampler(dataset) if sampler is None else sampler
         order = seeded(order, torch.initial_seed() if seed is None else seed)
         batches = DealtBatches(order, batch_size, drop_last, rank, world_size, even)
-        loader = DataLoader(dataset, batch_sampler=batches, **arguments)
+        loader = make(dataset, batch_sampler=batches, **arguments)
     loader.dealt = Dealt(world_size, even)
     return loader

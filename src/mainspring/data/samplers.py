@@ -148,6 +148,11 @@ class DealtBatches(BatchSampler):
         """Start the next iteration, and only that one, at this process's batch number ``batches``."""
         self._skipped = batches
 
+    @property
+    def skipped(self) -> int:
+        """The number of the batch at which the next iteration starts."""
+        return self._skipped
+
     def __iter__(self) -> Iterator[list[int]]:
         # A generator: torch's loader with workers makes two iterators and uses the second, so that only the first
         # batch tells which one is meant.
@@ -261,6 +266,7 @@ class IterableShard(IterableDataset[Any]):
         self.seed = seed
         self.even = even
         self.epoch = 0
+        self._entered_after: list[Any] | None = None
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the epoch to the stream."""
@@ -269,13 +275,28 @@ class IterableShard(IterableDataset[Any]):
         if callable(set_epoch):
             set_epoch(epoch)
 
-    def __iter__(self) -> Iterator[Any]:
+    def enter(self, state: Any) -> None:
+        """Start the next iteration, and only that one, at a state that the stream saved between two blocks.
+
+        The first block is read once more where the last one may need samples of it.
+        """
+        self._seed()
+        completes = self.even and not self.drop_last
+        self._entered_after = list(islice(self.dataset, self.batch_size * self.world_size)) if completes else []
+        self.dataset.load_state_dict(state)  # type: ignore[attr-defined]
+
+    def _seed(self) -> None:
         generator = getattr(self.dataset, "generator", None)
         if isinstance(generator, torch.Generator) and not hasattr(self.dataset, "set_epoch"):
             generator.manual_seed(self.seed + self.epoch)
+
+    def __iter__(self) -> Iterator[Any]:
+        first, self._entered_after = self._entered_after, None
+        if first is None:
+            self._seed()
+        first = first or []
         block_size = self.batch_size * self.world_size
         own = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
-        first: list[Any] = []
         for block in _chunks(self.dataset, block_size):
             first = first or block
             if len(block) < block_size:

@@ -148,6 +148,17 @@ class SingleProcess:
     def barrier(self) -> None:
         """Wait until every process is here."""
 
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process."""
+        return flag
+
+    def agree(self, wish: bool) -> bool:
+        """Whether all processes act on a wish that any of them had. Each must ask equally often.
+
+        The answer is the same everywhere, and may be one question late: nobody waits for the others' present wishes.
+        """
+        return wish
+
     # ---- evaluation ----
 
     def evaluation_batches(self, loader: Iterable[Any]) -> Iterator[tuple[Any, list[int] | None]]:

@@ -26,6 +26,8 @@ class DDP(SingleProcess):
     def __init__(self, accelerator: MainspringAccelerator, wrap: WrapOptions) -> None:
         super().__init__(accelerator, wrap)
         self._round: Round | None = None
+        self._question: tuple[dist.Work, torch.Tensor] | None = None
+        self._side_channel: dist.ProcessGroup | None = None
         _leave_at_exit()
         asked = int(os.environ.get("WORLD_SIZE", self.world_size))
         if not dist.is_initialized() or dist.get_world_size() != asked or self.world_size != asked:
@@ -71,6 +73,23 @@ class DDP(SingleProcess):
     def barrier(self) -> None:
         """Wait for all ranks."""
         dist.barrier()
+
+    def any(self, flag: bool) -> bool:
+        """Whether any rank's flag is set."""
+        return any(self._each(flag))
+
+    def agree(self, wish: bool) -> bool:
+        """What any rank wished by the question before; this question's sum travels while the next update computes."""
+        if self._side_channel is None:
+            self._side_channel = dist.new_group(backend="gloo")  # of its own: no order with the gradients' collectives
+        answer = False
+        if self._question is not None:
+            work, wishes = self._question
+            work.wait()
+            answer = bool(wishes.item())
+        wishes = torch.tensor([wish], dtype=torch.int32)
+        self._question = dist.all_reduce(wishes, op=dist.ReduceOp.MAX, group=self._side_channel, async_op=True), wishes
+        return answer
 
     def evaluation_batches(self, loader: Iterable[Any]) -> Iterator[tuple[Any, list[int] | None]]:
         """As in one process. Where the ranks share the data unevenly, they agree in each round on who has how many rows.

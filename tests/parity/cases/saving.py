@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+from pathlib import Path
 from typing import Any
 
 from tests.helpers.sides import Side
@@ -47,6 +49,13 @@ def saving() -> list[Case]:
             {"save_strategy": "no"},
         ),
         Case("save_off_the_grid", regression(), {**each, "max_steps": 7, "save_total_limit": 2}, {"max_steps": 8}),
+        Case(
+            "save_beside_an_earlier_run",
+            regression(),
+            {**each, "max_steps": 5, "save_total_limit": 4},
+            {"save_total_limit": None},
+            drive=_train_beside_an_earlier_run,
+        ),
         Case("save_by_epoch", regression(), {"save_strategy": "epoch"}, {"save_strategy": "no"}),
         Case(
             "resume_mid_epoch_dropout",
@@ -101,6 +110,16 @@ def stop_and_resume(stop_at: int) -> Drive:
         return trainer, trainer.train(resume_from_checkpoint=True)
 
     return drive
+
+
+def _train_beside_an_earlier_run(side: Side, build: Build) -> tuple[Any, Any]:
+    """Its output folder holds checkpoints of more updates, the one with the smaller number being the younger."""
+    trainer = build()
+    for hour, step in enumerate((100, 50)):
+        folder = Path(trainer.args.output_dir) / f"checkpoint-{step}"
+        folder.mkdir()
+        os.utime(folder, (3600.0 * hour, 3600.0 * hour))
+    return trainer, trainer.train()
 
 
 def _train_twice(side: Side, build: Build) -> tuple[Any, Any]:

@@ -1,0 +1,100 @@
+"""What changed between a checkpoint and the run that resumes from it, and what becomes of each change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mainspring.errors import Problem
+
+RESCALED = ("per_device_train_batch_size", "gradient_accumulation_steps", "world_size")
+"""The size of an update: the position in the data and the schedule are kept in samples."""
+
+KEPT = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "optim_args")
+"""What the optimizer's state carries: the checkpoint's value goes on."""
+
+ORDER = ("seed", "data_seed", "train_sampling_strategy", "num_examples", "dataloader_drop_last")
+"""What decides which samples an epoch has left: a place inside an epoch means nothing once it has changed."""
+
+OPTIMIZER = ("optim", "optim_target_modules")
+"""The state of one optimizer is none for another."""
+
+IRRELEVANT = frozenset(
+    {"output_dir", "resume_from_checkpoint", "local_rank", "run_name", "logging_dir", "disable_tqdm"}
+)
+"""Options that every start of a run may set anew."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """An option, or a fact of the run, with its value in the checkpoint and its value now."""
+
+    name: str
+    saved: Any
+    now: Any
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.saved!r} in the checkpoint, {self.now!r} now"
+
+
+@dataclass(frozen=True)
+class Drift:
+    """The changes, by what becomes of them.
+
+    Attributes:
+        safe: Take effect from here on.
+        rescaled: Change the size of an update; the position and the schedule go on by samples.
+        kept: Have no effect: the checkpoint's value goes on.
+        refused: Cannot be, each with its reason and a way out.
+    """
+
+    safe: list[Change] = field(default_factory=list)
+    rescaled: list[Change] = field(default_factory=list)
+    kept: list[Change] = field(default_factory=list)
+    refused: list[Problem] = field(default_factory=list)
+
+
+def drift(saved: Mapping[str, Any], now: Mapping[str, Any], *, inside_epoch: bool) -> Drift:
+    """Sort what differs between two sets of options and facts.
+
+    Args:
+        saved: Those of the checkpoint. What it does not know is not compared.
+        now: Those of this run.
+        inside_epoch: Whether the run goes on inside an epoch, rather than with a new one.
+    """
+    found = Drift()
+    for name in sorted(saved.keys() & now.keys() - IRRELEVANT):
+        if saved[name] == now[name]:
+            continue
+        change = Change(name, saved[name], now[name])
+        if name in RESCALED:
+            found.rescaled.append(change)
+        elif name in KEPT:
+            found.kept.append(change)
+        elif name in ORDER and inside_epoch:
+            found.refused.append(_lost_place(change))
+        elif name in OPTIMIZER:
+            found.refused.append(_other_optimizer(change))
+        else:
+            found.safe.append(change)
+    return found
+
+
+def _lost_place(change: Change) -> Problem:
+    return Problem(
+        change.name,
+        change.now,
+        f"it is {change.saved!r} in the checkpoint, which was written inside an epoch: its place in the data means nothing "
+        "in another order",
+        "give the former value, or ignore_data_skip=True to begin the epoch anew",
+    )
+
+
+def _other_optimizer(change: Change) -> Problem:
+    return Problem(
+        change.name,
+        change.now,
+        f"it is {change.saved!r} in the checkpoint, whose optimizer state does not fit",
+        "give the former value, or train a model loaded from the checkpoint as a new run",
+    )

@@ -1,0 +1,155 @@
+"""The saves of one run: all processes together, failures survived and counted, in the foreground or the background."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+from mainspring.checkpoint.background import BackgroundWriter, Finished
+from mainspring.checkpoint.manifest import Facts
+from mainspring.checkpoint.space import check_space
+from mainspring.checkpoint.staging import staged
+
+logger = logging.getLogger(__name__)
+
+StrPath = str | os.PathLike[str]
+
+
+class Processes(Protocol):
+    """What a save asks of the engine."""
+
+    def share(self, value: Any) -> Any:
+        """The main process's value."""
+
+    def any(self, flag: bool) -> bool:
+        """Whether any process says so."""
+
+
+class Saver:
+    """Writes the checkpoints of one run.
+
+    Args:
+        processes: Those of the run.
+        writes: Whether this process makes the folder and puts it in place; every one writes its own files into it.
+        raises: Whether a save that the system refuses ends the run, rather than being told and counted.
+        in_background: Whether files are written while training goes on.
+
+    Attributes:
+        failures: Saves that failed.
+        failed: Whether the last one that was begun failed at once.
+        slowest_s: Longest time that one has taken, in seconds.
+    """
+
+    def __init__(self, processes: Processes, *, writes: bool, raises: bool, in_background: bool) -> None:
+        self._processes = processes
+        self._writes = writes
+        self._raises = raises
+        self._background = BackgroundWriter() if in_background else None
+        self.failures = 0
+        self.failed = False
+        self.slowest_s = 0.0
+
+    @property
+    def in_background(self) -> bool:
+        """Whether `save` returns before the checkpoint is in place."""
+        return self._background is not None
+
+    def save(
+        self, folder: StrPath, facts: Facts, fill: Callable[[str], object], needed_bytes: Callable[[], int]
+    ) -> None:
+        """Write one checkpoint, whole or not at all; every process calls it.
+
+        Args:
+            folder: Its place.
+            facts: What its manifest says of it.
+            fill: Writes this process's files into the folder it is given.
+            needed_bytes: Estimates its size; asked on the process that writes.
+
+        Raises:
+            OSError: The system refused, where that ends the run. Older checkpoints are untouched.
+        """
+        began = time.perf_counter()
+        error = self._lead(folder, facts, fill, needed_bytes) if self._writes else self._follow(fill)
+        error = self._processes.share(error)
+        self.failed = error is not None
+        if error is not None or not self.in_background:
+            seconds = time.perf_counter() - began
+            self.report(Finished(Path(folder), seconds, seconds, error))
+
+    def finished(self, wait: bool = False) -> list[Finished]:
+        """The saves of the background that have come to their end since the last call; not yet reported."""
+        if self._background is None:
+            return []
+        return self._background.drain() if wait else self._background.poll()
+
+    def report(self, finished: Finished) -> None:
+        """Tell how a save ended, and count it.
+
+        Raises:
+            OSError: It failed, and that ends the run.
+        """
+        self.slowest_s = max(self.slowest_s, finished.total_s)
+        if finished.error is None:
+            told = "saved %s in %.2f s, %.2f s of which training waited"
+            logger.info(told, finished.folder, finished.total_s, finished.blocking_s)
+            return
+        self.failures += 1
+        if self._raises or not isinstance(finished.error, OSError):
+            raise finished.error
+        logger.error(
+            "%s COULD NOT BE SAVED: %s. Older checkpoints are untouched, and the run goes on; the next save is tried as "
+            "planned (failed so far: %d)",
+            finished.folder,
+            finished.error,
+            self.failures,
+        )
+
+    def close(self) -> list[Finished]:
+        """Wait for what is in flight, give its memory back, and return what `finished` would."""
+        return [] if self._background is None else self._background.close()
+
+    def _lead(
+        self, folder: StrPath, facts: Facts, fill: Callable[[str], object], needed_bytes: Callable[[], int]
+    ) -> OSError | None:
+        path = None
+        try:
+            check_space(folder, needed_bytes())
+            with self._stage(folder, facts) as stage:
+                path = self._processes.share(os.fspath(stage))
+                self._fill(fill, path)
+        except OSError as error:
+            if path is None:
+                self._processes.share(None)
+            return error
+        return None
+
+    def _follow(self, fill: Callable[[str], object]) -> OSError | None:
+        path = self._processes.share(None)
+        if path is None:
+            return None
+        try:
+            self._fill(fill, path)
+        except OSError as error:
+            return error
+        return None
+
+    def _stage(self, folder: StrPath, facts: Facts) -> AbstractContextManager[Path]:
+        if self._background is None:
+            return staged(folder, facts)
+        return self._background.staged(folder, lambda stage: stage.commit(facts))
+
+    def _fill(self, fill: Callable[[str], object], path: str) -> None:
+        """Fill the stage, and fail on every process where any did."""
+        error = None
+        try:
+            fill(path)
+        except OSError as problem:
+            error = problem
+        if self._processes.any(error is not None):
+            raise error or OSError(errno.EIO, "another process could not write its files", path)
