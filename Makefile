@@ -3,7 +3,8 @@
 #   make quickstart   train a real model on real data, evaluate it, show what it learned
 #   make test         the whole test suite                make test-fast   without slow and multi-process tests
 #   make check        ruff, mypy --strict, import-linter, generated pages
-#   make bench        what options and the loop cost     make docs        write docs/options.md
+#   make bench        what options, checkpoints and the loop cost
+#   make docs         write docs/options.md
 #
 # PYTHON=python3.12 chooses an interpreter, VENV=path another place for the environment, WORKERS=4 more test processes.
 
@@ -44,6 +45,7 @@ format: $(VENV)/.dev
 
 bench: $(VENV)/.benchmarks
 	$(BIN)/python benchmarks/arguments.py
+	$(BIN)/python benchmarks/checkpoint.py
 	$(BIN)/python benchmarks/overhead.py
 
 docs: $(VENV)/.dev

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mainspring import TrainerCallback
-from mainspring.callbacks.preemption import EXIT_RESUMABLE, Preempted
+from mainspring.errors import EXIT_RESUMABLE, Preempted
 from tests.test_resume import history, same, trainer, weights
 
 

@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 __all__ = [
+    "EXIT_RESUMABLE",
     "CheckpointError",
     "MainspringError",
     "MissingPackageError",
     "NotAvailableError",
     "OptionError",
+    "Preempted",
     "Problem",
     "did_you_mean",
     "printed",
@@ -74,6 +76,25 @@ class MissingPackageError(MainspringError, ImportError):
 
 class CheckpointError(MainspringError, ValueError):
     """A checkpoint is absent, incomplete or not what was expected."""
+
+
+EXIT_RESUMABLE = 75
+"""Exit status of a run that was stopped and can be continued: EX_TEMPFAIL of sysexits.h."""
+
+
+class Preempted(SystemExit):
+    """A run was asked to stop, saved a checkpoint, and can be continued. Uncaught, it ends the process with status 75.
+
+    Attributes:
+        message: What asked, where the run stood, and which checkpoint continues it.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(EXIT_RESUMABLE)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

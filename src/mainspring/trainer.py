@@ -164,8 +164,7 @@ class Trainer(OlderNames):
         tokenizer: Any = None,
     ) -> None:
         self.args = args if args is not None else TrainingArguments(output_dir="tmp_trainer")
-        if not isinstance(self.args, TrainingArguments):
-            check_foreign(self.args)
+        check_foreign(self.args)
         self._own = own_options(self.args)
         self._saving = saving_options(self.args)
         self._seed()
@@ -738,6 +737,7 @@ class Trainer(OlderNames):
         Returns:
             Updates done, mean training loss, and the speed metrics.
         """
+        check_foreign(self.args)
         wanted = _resume_argument(resume_from_checkpoint, kwargs)
         with contextlib.ExitStack() as until_the_end:
             checkpoint = self._by_main_process(lambda: self._enter_output_dir(until_the_end, trial, wanted))
@@ -1698,6 +1698,7 @@ class Trainer(OlderNames):
         folder = os.path.join(run_dir, ckpt.checkpoint_name(self.state.global_step))
         former = self.state.best_model_checkpoint
         self._note_best_checkpoint(run_dir, folder)
+        self._note_progress()
         self._saver.save(folder, self._facts(), self._write_checkpoint, self._checkpoint_bytes)
         if self._saver.failed:
             self.state.best_model_checkpoint = former
@@ -1754,8 +1755,8 @@ class Trainer(OlderNames):
         if best == folder or os.path.isdir(best):
             self.state.best_model_checkpoint = best
 
-    def _save_progress(self, folder: str) -> None:
-        """Write the state, and beside it what the reference's files have no place for."""
+    def _note_progress(self) -> None:
+        """Bring the progress up to this step. The processes do so together: before any of them can fail to write."""
         progress = self._progress
         progress.examples = self._examples()
         progress.epoch_samples = self._epoch_samples()
@@ -1763,10 +1764,13 @@ class Trainer(OlderNames):
         progress.window_steps = self.state.global_step - self._globalstep_last_logged
         progress.total_loss = self._total_loss_scalar
         progress.first_step = self._loss_first_step
+
+    def _save_progress(self, folder: str) -> None:
+        """Write the state, and beside it what the reference's files have no place for."""
         if self.args.should_save:
             self.state.collect(self._exportable())
             self.state.save_to_json(os.path.join(folder, ckpt.TRAINER_STATE_NAME))
-            progress.to_json(os.path.join(folder, ckpt.PROGRESS_NAME))
+            self._progress.to_json(os.path.join(folder, ckpt.PROGRESS_NAME))
             position = None if self._run is None else capture_position(self._run.loader)
             if position is not None:
                 ckpt.save_torch(position, os.path.join(folder, ckpt.DATA_POSITION_NAME))

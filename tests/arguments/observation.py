@@ -42,6 +42,10 @@ class Net(models.Regressor):
         super().__init__()
         self.recomputing: list[Any] = []
 
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Any:
+        dtype = self.hidden.weight.dtype  # half precision in evaluations casts the weights alone
+        return super().forward(x.to(dtype), None if labels is None else labels.to(dtype))
+
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Any = None) -> None:
         self.recomputing.append(gradient_checkpointing_kwargs)
 
@@ -153,8 +157,8 @@ def ran(trainer: Trainer, **resume: Any) -> dict[str, Any]:
             trainer.train(**resume)
         except (SystemExit, ZeroDivisionError) as end:
             ended = type(end).__name__
-    metrics = trainer.evaluate()
-    prediction = trainer.predict(_points(9, 2, {"unused": 1.0}))
+        metrics = trainer.evaluate()
+        prediction = trainer.predict(_points(9, 2, {"unused": 1.0}))
     groups = [] if trainer.optimizer is None else trainer.optimizer.param_groups
     return {
         "ended": ended,
@@ -162,7 +166,7 @@ def ran(trainer: Trainer, **resume: Any) -> dict[str, Any]:
         "restored": recorder.restored,
         "signals": recorder.signals,
         "announced": [message for message in messages if message.startswith("training")],
-        "optimizer": (type(trainer.optimizer).__name__, [_without(group, "params") for group in groups]),
+        "optimizer": (type(trainer.optimizer).__name__, [_plain(group) for group in groups]),
         "schedule": getattr(trainer.lr_scheduler, "last_epoch", None),
         "logs": [_timeless(logs) for logs in trainer.state.log_history],
         "best": (trainer.state.best_metric, trainer.state.best_global_step),
@@ -173,17 +177,19 @@ def ran(trainer: Trainer, **resume: Any) -> dict[str, Any]:
         "recomputing": trainer.model.recomputing,
         "cleared": len(cleared),
         "moved": len(moved),
-        "files": sorted(str(path.relative_to(trainer.args.output_dir)) for path in files_of(trainer)),
+        "files": files_of(trainer),
     }
 
 
-def files_of(trainer: Trainer) -> list[Path]:
+def files_of(trainer: Trainer) -> list[str]:
     """All that lies in the folder of the run."""
-    return list(Path(trainer.args.output_dir).rglob("*"))
+    folder = Path(trainer.args.output_dir)
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-def _without(values: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {name: value.item() if isinstance(value, Tensor) else value for name, value in values.items() if name not in names}
+def _plain(group: dict[str, Any]) -> dict[str, Any]:
+    plain = {name: value.item() if isinstance(value, Tensor) else value for name, value in group.items()}
+    return {name: value for name, value in plain.items() if name != "params"}
 
 
 def _timeless(logs: dict[str, Any]) -> dict[str, Any]:
@@ -254,8 +260,13 @@ def on_a_machine_with_accelerator(args: Any) -> Any:
     return asked
 
 
-def pinned(args: Any) -> list[bool]:
+def pinned(args: Any) -> Any:
     """Whether loaders pin memory where that helps."""
     with mock.patch("mainspring.data.loaders._pinning_helps", lambda: True):
-        trainer = make_trainer(args)
-        return [trainer.get_train_dataloader().pin_memory, trainer.get_eval_dataloader().pin_memory]
+        return make_trainer(args)._loader_options().as_arguments()["pin_memory"]
+
+
+def folder_of_run(args: Any) -> list[Path]:
+    """The folders named `run` that a trainer makes."""
+    make_trainer(args)
+    return [path for path in Path(args.output_dir).parent.iterdir() if path.name == "run"]

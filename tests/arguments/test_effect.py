@@ -57,7 +57,8 @@ VALUES: dict[str, Any] = {
     "greater_is_better": True,
     "include_for_metrics": ["inputs"],
     "include_num_input_tokens_seen": "all",
-    "lr_scheduler_kwargs": {"min_lr_rate": 0.5},
+    "logging_strategy": "epoch",
+    "lr_scheduler_kwargs": {"num_cycles": 2},
     "max_grad_norm": 1e-3,
     "max_time": 1e-6,
     "metric_for_best_model": "loss",
@@ -76,8 +77,8 @@ VALUES: dict[str, Any] = {
 
 EVALUATED = {"eval_strategy": "epoch"}
 WORKERS = {"dataloader_num_workers": 1}
-COMPARED = {**EVALUATED, "save_strategy": "epoch", "metric_for_best_model": "loss"}
-NO_SAVES = {"save_strategy": "no", "save_steps": 500}
+COMPARED = {**EVALUATED, "save_strategy": "epoch", "save_steps": None, "metric_for_best_model": "loss"}
+NO_SAVES = {"save_strategy": "no", "save_steps": None}
 RESUMED = {"logging_steps": 3, "resume_from_checkpoint": "auto"}
 
 BESIDE: dict[str, dict[str, Any]] = {
@@ -95,18 +96,24 @@ BESIDE: dict[str, dict[str, Any]] = {
     "ignore_data_skip": RESUMED,
     "load_best_model_at_end": {**COMPARED, "greater_is_better": True},
     "logging_first_step": {"logging_steps": 2},
-    "lr_scheduler_kwargs": {"lr_scheduler_type": "cosine_with_min_lr"},
+    "lr_scheduler_kwargs": {"lr_scheduler_type": "cosine_with_restarts"},
+    "logging_strategy": {"logging_steps": None},
+    "max_steps": {"num_train_epochs": None},
     "metric_for_best_model": EVALUATED,
     "optim_args": {"optim": "sgd"},
     "restore_callback_states_from_checkpoint": RESUMED,
     "resume_log_window": RESUMED,
     "run_name": {"log_level": "info"},
+    "save_strategy": {"save_steps": None},
     "torch_compile_mode": {"torch_compile_backend": "eager"},
     "torch_empty_cache_steps": {"use_cpu": False},
 }
-"""Options that some need beside them to act; a run without the option has them too."""
+"""Options that some need beside them to act; a run without the option has them too. None leaves one of `BASE` out."""
 
-SITUATIONS: dict[str, dict[str, Any]] = {"save_on_exception": {"fails_before": 4}, "logging_nan_inf_filter": {"nan": True}}
+SITUATIONS: dict[str, dict[str, Any]] = {
+    "save_on_exception": {"fails_before": 4},
+    "logging_nan_inf_filter": {"nan": True},
+}
 """Data and mishaps that some options are for."""
 
 ONLY_BUILT = {
@@ -114,6 +121,8 @@ ONLY_BUILT = {
     *(name for name in FIELDS if name.startswith(("dataloader_", "torch_compile"))),
     # The loss of a regression cannot be smoothed.
     "label_smoothing_factor",
+    # The model does not take the column that would be left.
+    "remove_unused_columns",
 } - {"dataloader_drop_last"}
 
 FROM_A_CHECKPOINT = {"resume_from_checkpoint", *(name for name, beside in BESIDE.items() if beside is RESUMED)}
@@ -123,7 +132,7 @@ PROBES: dict[str, Callable[[Any], Any]] = {
     "compat": observation.evaluated_text,
     "dataloader_pin_memory": observation.pinned,
     "eval_loss_reduction": observation.evaluated_text,
-    "output_dir": lambda args: [path.name for path in observation.files_of(_built(args))] + [_built(args).args.output_dir],
+    "output_dir": observation.folder_of_run,
     "use_cache": observation.cache_of_model,
     "use_cpu": observation.on_a_machine_with_accelerator,
 }
@@ -132,13 +141,10 @@ PROBES: dict[str, Callable[[Any], Any]] = {
 ACTING = sorted({*FIELDS} - {*BY_SCRIPTS, *REFUSED_HERE, *BETWEEN_PROCESSES} - not_yet.OPTIONS)
 
 
-def _built(args: Any) -> Any:
-    return observation.make_trainer(args)
-
-
 def value_of(name: str) -> Any:
     """Not the default, and within what a tiny run can do."""
-    return VALUES[name] if name in VALUES else REFUSED_HERE.get(name) or another_value(name)
+    own = {**REFUSED_HERE, **VALUES}
+    return own[name] if name in own else another_value(name)
 
 
 class Observer:
@@ -182,8 +188,7 @@ def observer(tmp_path_factory: pytest.TempPathFactory) -> Observer:
 
 def options_beside(name: str) -> dict[str, Any]:
     options = {**BASE, **BESIDE.get(name, {})}
-    options.pop(name, None)
-    return options
+    return {option: value for option, value in options.items() if option != name and value is not None}
 
 
 def differences(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
@@ -194,7 +199,7 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
 @pytest.mark.parametrize("name", ACTING)
 def test_an_option_changes_what_a_run_builds_or_does(name: str, observer: Observer, tmp_path: Path) -> None:
     options = options_beside(name)
-    value = str(tmp_path / "other") if name == "output_dir" else value_of(name)
+    value = str(tmp_path / "run") if name == "output_dir" else value_of(name)
     before, after = observer.without(name, options), observer.look(name, {**options, name: value})
     assert differences(before, after), f"{name}={value!r} makes no difference beside {options}"
 

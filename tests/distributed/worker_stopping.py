@@ -122,6 +122,7 @@ def outcome(run: Trainer, error: BaseException | None = None) -> dict[str, Any]:
 
 def attempt(run: Trainer, **options: Any) -> dict[str, Any]:
     """Train, and note how that ended."""
+    print("DBG", RANK, run.args.output_dir, options, flush=True)
     try:
         run.train(**options)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - what it was is the result

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mainspring.arguments.environment import decided_by_environment
@@ -13,8 +13,9 @@ from mainspring.arguments.idle import idle_options
 from mainspring.arguments.option import groups_of
 from mainspring.arguments.rules import NOTICES, broken_rules
 from mainspring.arguments.sources import A_DEFAULT
-from mainspring.arguments.spellings import WITHOUT_EFFECT
+from mainspring.arguments.spellings import OLDER_NAMES, WITHOUT_EFFECT
 from mainspring.arguments.training_arguments import TrainingArguments
+from mainspring.errors import did_you_mean
 
 OLDER = "Older options"
 ENVIRONMENT = "From the environment"
@@ -73,6 +74,14 @@ class Explanation:
 def explanation(args: TrainingArguments) -> Explanation:
     """Say of every option what its value is and where that came from. No device, file or service is touched."""
     return Explanation(type(args).__name__, (*_options(args), *_older_options(args), *_environment(args)))
+
+
+def no_options(cls: type[TrainingArguments], names: Iterable[str]) -> Iterator[str]:
+    """A line for each name that is no option of an arguments class: the script's own, or a slip."""
+    known = [field.name for field in dataclasses.fields(cls) if field.init]
+    for name in names:
+        if name not in known and name not in OLDER_NAMES:
+            yield f"not an option of the arguments: {name}{did_you_mean(str(name), known)}"
 
 
 def _options(args: TrainingArguments) -> Iterator[Row]:

@@ -12,6 +12,7 @@ from mainspring.arguments.docstring import default_of
 from mainspring.arguments.own import OwnArguments
 from mainspring.arguments.seq2seq_arguments import Seq2SeqTrainingArguments
 from mainspring.arguments.spellings import OLDER_NAMES, translate
+from mainspring.arguments.training_arguments import TrainingArguments
 from mainspring.errors import NotAvailableError, Problem
 
 _OURS = {field.name: default_of(field) for field in dataclasses.fields(Seq2SeqTrainingArguments)}
@@ -19,15 +20,18 @@ _ONLY_OURS = frozenset(field.name for field in dataclasses.fields(OwnArguments))
 
 
 def check_foreign(args: Any) -> None:
-    """Refuse arguments that ask for what is not available yet. Ours pass unless they were changed since.
+    """Refuse arguments that ask for what is not available yet. Ours were, by their constructor; they may have changed.
 
     Args:
         args: Arguments of any class: ours, the reference's, or derived from either.
 
     Raises:
         NotAvailableError: Naming every such option, its value, and the way out.
+        OptionError: An option of ours was set to what it cannot be.
     """
-    if problems := unavailable(args):
+    if isinstance(args, TrainingArguments):
+        args._recheck()
+    elif problems := unavailable(args):
         raise NotAvailableError(problems)
 
 

@@ -12,6 +12,7 @@ from enum import Enum
 from typing import Any
 
 from mainspring.arguments.jsontext import JsonSlipError, read_json, read_text
+from mainspring.arguments.masking import masked
 from mainspring.arguments.typed import accepted_types, typed
 from mainspring.errors import Problem, did_you_mean
 
@@ -93,17 +94,18 @@ def _chosen(value: Any, choices: Sequence[str]) -> bool:
 def _mapping(name: str, text: str) -> tuple[Any, Problem | None]:
     """JSON text, or the path of a JSON file."""
     inline = text.lstrip().startswith(("{", "[", '"'))
+    said = masked(text)
     try:
         parsed = read_json(text if inline else read_text(text))
     except JsonSlipError as error:
-        return text, Problem(name, text, f"is not JSON: {error}", "correct it there")
+        return text, Problem(name, said, f"is not JSON: {error}", "correct it there")
     except (OSError, ValueError) as error:
         if slip := _slip_of_text(text):
-            return text, Problem(name, text, f"is neither a file nor JSON: {slip}", "correct it")
+            return text, Problem(name, said, f"is neither a file nor JSON: {slip}", "correct it")
         reason = getattr(error, "strerror", None) or error
         return text, Problem(name, text, f"cannot be read ({reason})", "give JSON text, or the path of a JSON file")
     if not isinstance(parsed, dict):
-        return text, Problem(name, text, "is JSON, but no object", "write it in braces")
+        return text, Problem(name, said, "is JSON, but no object", "write it in braces")
     return _plain_values(parsed) if inline else parsed, None
 
 

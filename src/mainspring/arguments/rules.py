@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from mainspring.arguments.training_arguments import TrainingArguments
 
 Rule = Callable[["TrainingArguments"], "Problem | None"]
+
+_SIGNALS = {"SIGUSR1", "SIGUSR2", *(one.name for one in signal.Signals)} - {"SIGKILL", "SIGSTOP"}
 
 
 def logging_by_steps_needs_steps(a: TrainingArguments) -> Problem | None:

@@ -31,7 +31,7 @@ from mainspring.arguments.hardware import HardwareArguments
 from mainspring.arguments.idle import idle_options
 from mainspring.arguments.logging import LoggingArguments
 from mainspring.arguments.machine import MachineProperties
-from mainspring.arguments.masking import mask_of
+from mainspring.arguments.masking import mask_of, shown
 from mainspring.arguments.normalise import read, read_record
 from mainspring.arguments.optimizer import OptimizerArguments
 from mainspring.arguments.output import OutputArguments
@@ -43,7 +43,7 @@ from mainspring.arguments.setters import GroupedSetters
 from mainspring.arguments.sources import Sourced
 from mainspring.arguments.spellings import OLDER_NAMES, kept, older_value, translate, warn
 from mainspring.arguments.typed import accepted_types
-from mainspring.errors import NotAvailableError, OptionError, Problem
+from mainspring.errors import NotAvailableError, OptionError, Problem, printed
 from mainspring.utils.logging import get_verbosity
 
 if TYPE_CHECKING:
@@ -116,6 +116,26 @@ class TrainingArguments(
             if problem is not None:
                 warn(str(problem), UserWarning)
         self.__dict__["_ready"] = True
+
+    def _recheck(self) -> None:
+        """Look again at options, which may have been set one by one since construction. No value is changed.
+
+        Raises:
+            OptionError: Options that cannot be.
+            NotAvailableError: Options whose machinery is not here yet.
+        """
+        given = {field.name: getattr(self, field.name) for field, _ in _options_of(type(self))}
+        values, problems = self._read(given)
+        unread = {problem.option for problem in problems}
+        problems += [_written_otherwise(n, given[n], v) for n, v in values.items() if _differs(given[n], v, n in unread)]
+        trial = copy.copy(self)
+        vars(trial).update(values)
+        vars(trial).update({f.name: default_of(f) for f, _ in _options_of(type(self)) if f.name in unread})
+        vars(trial)["report_to"] = _services(trial.report_to)
+        problems += [problem for problem in broken_rules(trial, unread) if problem.option not in unread]
+        if problems:
+            raise OptionError([*problems, *trial._unavailable()])
+        trial._refuse_unavailable()
 
     def _assign(self, **options: Any) -> Self:
         """Read, check and set options together, in any spelling; nothing is set where one of them cannot be.
@@ -336,6 +356,17 @@ def _without_infinities(value: Any) -> Any:
 def _services(report_to: str | list[str] | None) -> list[str]:
     named = [report_to] if isinstance(report_to, str) else list(report_to or [])
     return [] if named == ["none"] else named
+
+
+def _differs(value: Any, read: Any, is_unread: bool) -> bool:
+    """Whether a value is written in a way that only the constructor turns into the option's type."""
+    plain = isinstance(value, (str, Mapping, int, float, type(None)))
+    return not is_unread and plain and not isinstance(read, type(value))
+
+
+def _written_otherwise(name: str, value: Any, read: Any) -> Problem:
+    why = f"was set after construction as {'None' if value is None else f'a {type(value).__name__}'}"
+    return Problem(name, shown(name, value), why, f"set it to {printed(shown(name, read))}, or give it at construction")
 
 
 def _set_older_value(args: TrainingArguments, name: str, value: Any) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
-from mainspring.arguments.masking import shown
+from mainspring.arguments.masking import mask_of, shown
 from mainspring.errors import Problem
 
 _TRUE, _FALSE = ("true", "t", "yes", "y", "on", "1"), ("false", "f", "no", "n", "off", "0")
@@ -193,7 +193,7 @@ def plain_settings(value: Any, holders: tuple[int, ...] = ()) -> Any:
         for key in value:
             if not isinstance(key, str):
                 raise ValueError(f"has a name that is a {type(key).__name__}, not text")
-        return {exact(key): plain_settings(item, holders) for key, item in value.items()}
+        return {exact(key): plain_settings(_unmasked(key, item), holders) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         items = [plain_settings(item, holders) for item in value]
         return tuple(items) if isinstance(value, tuple) else items
@@ -203,3 +203,8 @@ def plain_settings(value: Any, holders: tuple[int, ...] = ()) -> Any:
     if complaint := _complaint(plain):
         raise ValueError(f"holds a number that {complaint}")
     return plain
+
+
+def _unmasked(key: str, item: Any) -> Any:
+    """None for the mask of a token: the setting comes from saved options, which hold no tokens."""
+    return None if isinstance(item, str) and item == mask_of(key) else item

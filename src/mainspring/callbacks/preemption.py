@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from types import FrameType
 
+from mainspring.errors import Preempted
 from mainspring.utils.logging import get_logger
 
 logger = get_logger(__name__)
@@ -21,22 +22,8 @@ logger = get_logger(__name__)
 DEFAULT_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
 """Ctrl-C; what schedulers and `kill` send; what SLURM sends ahead of the end with `--signal=USR1@60`."""
 
-EXIT_RESUMABLE = 75
-"""Exit status of a run that was stopped and can be continued: EX_TEMPFAIL of sysexits.h."""
-
 _GRACE_S = 30
 """Seconds that a loader's worker outlives a SIGTERM, so that the training process can save first."""
-
-
-class Preempted(SystemExit):
-    """The run was asked to stop, saved a checkpoint, and can be continued. Ends the process with status 75."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(EXIT_RESUMABLE)
-        self.message = message
-
-    def __str__(self) -> str:
-        return self.message
 
 
 class StopInsideEvaluation(BaseException):

@@ -69,17 +69,21 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _explanation(options: argparse.Namespace) -> Answer:
-    """Return the table of `TrainingArguments.explain` for a file."""
-    from mainspring.arguments.explain import explanation
+    """Return the table of `TrainingArguments.explain` for a file, which may also hold what the script itself reads."""
+    from mainspring.arguments.config_files import options_of_json, options_of_yaml
+    from mainspring.arguments.explain import explanation, no_options
     from mainspring.arguments.parser import HfArgumentParser
-    from mainspring.arguments.training_arguments import TrainingArguments
+    from mainspring.arguments.seq2seq_arguments import Seq2SeqTrainingArguments
 
-    parser = HfArgumentParser(TrainingArguments)
-    read = parser.parse_json_file if options.config.lower().endswith(".json") else parser.parse_yaml_file
+    parser = HfArgumentParser(Seq2SeqTrainingArguments)
+    is_json = options.config.lower().endswith(".json")
+    read = parser.parse_json_file if is_json else parser.parse_yaml_file
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the table says it all
-        (args,) = read(options.config)
-    return Answer(explanation(args).text(everything=options.all).rstrip())
+        (args,) = read(options.config, allow_extra_keys=True)
+    names = (options_of_json if is_json else options_of_yaml)(options.config)
+    lines = [explanation(args).text(everything=options.all), *no_options(Seq2SeqTrainingArguments, names)]
+    return Answer("\n".join(lines).rstrip())
 
 
 def _names(option: str, _: argparse.Namespace) -> Answer:

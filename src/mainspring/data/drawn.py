@@ -70,7 +70,7 @@ class DrawnLoader(DataLoader[Any]):
     def _stream_batches(self) -> StreamBatches:
         assert self.batch_size is not None
         entry, self._entry = self._entry, None
-        resumable = Resumable(self.dataset) if self.obstacle() is None else None
+        resumable = Resumable(self.dataset) if self._obstacle_to_reading() is None else None
         dataset = self.dataset if resumable is None else resumable.dataset
         batches = StreamBatches(dataset, self.collate_fn, self.stream, self._epoch, self.batch_size, self.drop_last)
         batches.resumable, batches.entry = resumable, entry
@@ -80,13 +80,16 @@ class DrawnLoader(DataLoader[Any]):
     # ---- the position in a stream ----
 
     def obstacle(self) -> str | None:
-        """Why this loader cannot save a position of its data, and enter it there, exactly; None if it can."""
+        """Why the place where the last iterator stands cannot be saved, and entered, exactly; None if it can."""
+        if self._read is not None and self._read.replay_differs:
+            return "it draws random numbers in steps that would be taken again"
+        return self._obstacle_to_reading()
+
+    def _obstacle_to_reading(self) -> str | None:
         if not isinstance(self.dataset, IterableDataset):
             return "map-style data needs none"
         if self.num_workers:
             return "worker processes read ahead of it"
-        if self._read is not None and self._read.replay_differs:
-            return "it draws random numbers in steps that would be taken again"
         return obstacle(self.dataset)
 
     def position(self) -> dict[str, Any] | None:
@@ -99,7 +102,7 @@ class DrawnLoader(DataLoader[Any]):
         Returns:
             None, or the reason why that cannot be done.
         """
-        reason = self.obstacle()
+        reason = self._obstacle_to_reading()
         if reason is None:
             assert self.batch_size is not None
             samples = skip * self.batch_size * self.stream.world_size

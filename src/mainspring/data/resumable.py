@@ -13,8 +13,8 @@ from mainspring.data.samplers import IterableShard
 _EXACT_SINCE = (5, 2)
 """Before this version of ``datasets``, a resumed ``map``, or a position saved by a resumed run, can be wrong."""
 
-_USER_CODE = {"ExamplesIterable"}
-"""Links that give what a generator makes."""
+_GENERATE = {"ExamplesIterable"}
+"""Links that give what a generator makes: from the start of a shard again, leaving out what was given."""
 
 _KEEP_PLACE = {
     "ArrowExamplesIterable",
@@ -56,7 +56,7 @@ class Resumable:
         source = _source(dataset)
         links = _chain(source)
         self.kind = [type(link).__name__ for link in links] or [type(source).__name__]
-        self.replays = any(map(_replays, links))
+        self.replays = replays(dataset)
         self._source = _detached(source) if links else source
         self.dataset = self._source
         if isinstance(dataset, IterableShard):
@@ -89,7 +89,10 @@ def obstacle(dataset: Any) -> str | None:
 
 def replays(dataset: Any) -> bool:
     """Whether a stream takes some of its steps again when it is entered: exact only if these draw no numbers."""
-    return any(map(_replays, _chain(_source(dataset))))
+    source = _source(dataset)
+    if not _is_of_datasets(source):
+        return False
+    return bool(source._formatting and source._formatting.is_table) or any(map(_replays, _chain(source)))
 
 
 def _source(dataset: Any) -> Any:
@@ -108,18 +111,18 @@ def _obstacle_in_chain(dataset: Any) -> str | None:
         name = type(link).__name__
         if name == "BufferShuffledExamplesIterable":
             return "what is in the buffer of shuffle() would be lost"
-        if name not in _USER_CODE | _KEEP_PLACE | _APPLY | _REPLAY:
+        if name not in _GENERATE | _KEEP_PLACE | _APPLY | _REPLAY:
             return f"{name} is not known to go on exactly where it stood"
     return None
 
 
 def _replays(link: Any) -> bool:
-    if type(link).__name__ in _APPLY:
+    name = type(link).__name__
+    if name in _APPLY:
         return bool(link.batched or link.formatting) or inspect.iscoroutinefunction(link.function)
-    if type(link).__name__ not in _REPLAY:
-        return False
-    before = (type(earlier).__name__ for source in _sources(link) for earlier in _links(source))
-    return any(name in _USER_CODE | _APPLY for name in before)
+    if name in _REPLAY:
+        return any(type(earlier).__name__ in _APPLY for source in _sources(link) for earlier in _links(source))
+    return name in _GENERATE
 
 
 def _chain(dataset: Any) -> list[Any]:
