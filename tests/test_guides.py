@@ -72,3 +72,12 @@ def test_links_of_the_guides_exist() -> None:
     for page in GUIDES:
         for link in re.findall(r"\]\((?!http)([^)#]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
+def test_tests_that_the_guides_name_exist() -> None:
+    for page in GUIDES:
+        named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", page.read_text(encoding="utf-8"))
+        assert named or page.stem != "checkpoints"
+        for file, name in named:
+            content = (page.parents[2] / file).read_text(encoding="utf-8")
+            assert f"def {name}(" in content if name else content, f"{page.name} names {file}::{name}"

@@ -93,6 +93,7 @@ def fit(trainer: Trainer, run: Run) -> TrainOutput:
             _heed_stop(trainer, run)
             if trainer.control.should_training_stop:
                 break
+        _heed_stop(trainer, run)  # between processes an answer comes with the question after it
     return trainer._finalize_training(run.trial, run.plan.num_train_samples, run.start_time)
 
 
@@ -159,7 +160,8 @@ def _stop(trainer: Trainer, run: Run) -> NoReturn:
     message = f"{place} of {run.plan.max_steps}"
     if trainer.state.global_step > 0:
         folder = trainer._save_now(run.model, run.trial)
-        message = f"{message}; {folder} continues it: train(resume_from_checkpoint=True)"
+        place = f"{folder} continues it" if folder else "it could not be saved there, an older checkpoint continues it"
+        message = f"{message}; {place}: train(resume_from_checkpoint=True)"
     logger.warning("%s", message)
     raise run.stops.ending(message)
 

@@ -779,13 +779,15 @@ class Trainer(OlderNames):
             if checkpoint is not None:
                 self._load_from_checkpoint(checkpoint)
             inner = adapt(self._inner_training_loop, _INNER)
-            return inner(self._train_batch_size, self.args, checkpoint, trial, ignore_keys_for_eval)  # type: ignore[no-any-return]
+            output: TrainOutput = inner(self._train_batch_size, self.args, checkpoint, trial, ignore_keys_for_eval)
+            self._tell_of_finished_saves(wait=True)
+            return output
         except BaseException:
             self.callback_handler.abandon()
+            self._finish_own_saves()
             raise
         finally:
             self.is_in_train = False
-            self._tell_of_finished_saves(wait=True)
 
     def _new_model(self, trial: Any) -> None:
         self._seed()
@@ -899,13 +901,15 @@ class Trainer(OlderNames):
             yield
         except Exception:
             boundary = run.boundary
-            if boundary is not None and boundary.window_loss is not None and not boundary.inside_step:
+            if boundary is not None and self._engine.world_size > 1:
+                logger.error("save_on_exception saves nothing here: the other processes may be in another update")
+            elif boundary is not None and boundary.window_loss is not None and not boundary.inside_step:
                 restore_rng(boundary.rng, distributed=self._is_distributed())
                 self._window.total.copy_(boundary.window_loss)
                 self.current_flos, self._tokens_waiting = boundary.counted
-                logger.error(
-                    "an exception ends the run: %s holds the last complete update", self._save_now(run.model, run.trial)
-                )
+                folder = self._save_now(run.model, run.trial)
+                if folder is not None:
+                    logger.error("an exception ends the run: %s holds the last complete update", folder)
             raise
 
     def plan(self) -> TrainPlan:
@@ -1777,11 +1781,14 @@ class Trainer(OlderNames):
             if states := state_dicts(self.callback_handler.callbacks):
                 ckpt.save_torch(states, os.path.join(folder, ckpt.CALLBACKS_NAME))
 
-    def _save_now(self, model: nn.Module, trial: Any) -> str:
-        """The checkpoint of this very step, written now unless it is there; it is in place when this returns."""
+    def _save_now(self, model: nn.Module, trial: Any) -> str | None:
+        """The checkpoint of this very step, written now unless it is there; None where it could not be written."""
+        self._tell_of_finished_saves(wait=True)
         if self._saved_step != self.state.global_step:
             self._save_and_tell(model, trial)
-        self._tell_of_finished_saves(wait=True)
+            self._tell_of_finished_saves(wait=True)
+        if self._saved_step != self.state.global_step:
+            return None
         return os.path.join(self._get_output_dir(trial), ckpt.checkpoint_name(self.state.global_step))
 
     def _save_and_tell(self, model: nn.Module, trial: Any) -> None:
@@ -1817,6 +1824,16 @@ class Trainer(OlderNames):
             if finished.error is None:
                 self._make_room(os.fspath(finished.folder))
                 self._tell_of_save(os.fspath(finished.folder), self._state_of_save)
+            else:
+                self._saved_step = None
+
+    def _finish_own_saves(self) -> None:
+        """After an error. The other processes may be anywhere: nothing is agreed with them."""
+        if self._engine.world_size == 1:
+            self._tell_of_finished_saves(wait=True)
+            return
+        for finished in self._saver.finished(wait=True):
+            self._saver.report(finished)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.args.should_save:

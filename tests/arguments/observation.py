@@ -144,13 +144,11 @@ def _loader(loader: Any) -> list[Any]:
 
 def ran(trainer: Trainer, **resume: Any) -> dict[str, Any]:
     """What happens in training, evaluation and prediction, and what is there afterwards."""
-    cleared: list[int] = []
-    moved: list[int] = []
     recorder = next(one for one in trainer.callback_handler.callbacks if isinstance(one, Recorder))
     ended = None
     with (
-        mock.patch("accelerate.utils.memory.clear_device_cache", lambda *_, **__: cleared.append(1)),
-        mock.patch("mainspring.evaluation._Kept.to_host", lambda _: moved.append(1)),
+        mock.patch("accelerate.utils.memory.clear_device_cache") as cleared,
+        mock.patch("mainspring.evaluation._Kept.to_host") as moved,
         heard() as messages,
     ):
         try:
@@ -175,8 +173,8 @@ def ran(trainer: Trainer, **resume: Any) -> dict[str, Any]:
         "predictions": str(prediction.predictions),
         "weights": [value.tolist() for value in trainer.model.state_dict().values()],
         "recomputing": trainer.model.recomputing,
-        "cleared": len(cleared),
-        "moved": len(moved),
+        "cleared": cleared.call_count,
+        "moved": moved.call_count,
         "files": files_of(trainer),
     }
 
@@ -253,7 +251,7 @@ def on_a_machine_with_accelerator(args: Any) -> Any:
 
     state._shared_state = {}  # type: ignore[attr-defined]
     with (
-        mock.patch("mainspring.arguments.runtime._has_accelerator", lambda: True),
+        mock.patch("mainspring.arguments.runtime._has_accelerator", return_value=True),
         mock.patch("accelerate.PartialState", state),
     ):
         _ = args.device
@@ -262,7 +260,7 @@ def on_a_machine_with_accelerator(args: Any) -> Any:
 
 def pinned(args: Any) -> Any:
     """Whether loaders pin memory where that helps."""
-    with mock.patch("mainspring.data.loaders._pinning_helps", lambda: True):
+    with mock.patch("mainspring.data.loaders._pinning_helps", return_value=True):
         return make_trainer(args)._loader_options().as_arguments()["pin_memory"]
 
 

@@ -218,7 +218,7 @@ def test_a_value_becomes_its_options_type(given: dict[str, object], read: object
         ("eval_strategy", "step", "did you mean 'steps'"),
         ("lr_scheduler_kwargs", "{'a': 1}", "is not JSON"),
         ("lr_scheduler_kwargs", "absent.json", "cannot be read"),
-        ("lr_scheduler_kwargs", "[1]", "cannot be read"),
+        ("lr_scheduler_kwargs", "[1]", "is JSON, but no object"),
         ("label_names", "labels", "is a str, not None or list"),
         ("ddp_backend", "ncll", "did you mean 'nccl'"),
     ],

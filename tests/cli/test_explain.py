@@ -32,7 +32,9 @@ def test_all_options_can_be_asked_for(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_what_only_the_script_reads_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "config.JSON"
-    file.write_text('{"sortish_sampler": false, "seed": 7, "model_name_or_path": "gpt2", "learning_rat": 1, "no_cuda": true}')
+    file.write_text(
+        '{"sortish_sampler": false, "seed": 7, "model_name_or_path": "gpt2", "learning_rat": 1, "no_cuda": true}'
+    )
     assert main(["explain", str(file)]) == 0
     *table, mine, slip = capsys.readouterr().out.splitlines()
     assert any(line.startswith("  seed") for line in table)

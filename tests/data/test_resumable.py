@@ -6,6 +6,7 @@ import io
 import logging
 import random
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -59,6 +60,15 @@ def generated(count: int = 24, first: int = 0) -> Any:
                 yield index, {"x": first + index, "group": index // 3}
 
     return datasets.IterableDataset(datasets.iterable_dataset.ExamplesIterable(examples, {"shards": [0, 1, 2]}))
+
+
+def jittered() -> Any:
+    """Drawn in the generator, which is run from a shard's start when it is entered."""
+
+    def examples(shards: list[int]) -> Iterator[tuple[int, Rows]]:
+        yield from ((index, {"x": random.random()}) for index in range(24))
+
+    return datasets.IterableDataset(datasets.iterable_dataset.ExamplesIterable(examples, {"shards": [0]}))
 
 
 def tabled(count: int = 23, first: int = 0) -> Any:
@@ -132,68 +142,70 @@ NOT_EXACT: dict[str, Callable[[Any], Any]] = {
 }
 
 
-RANDOM_MAP = {"random map": lambda data: data().map(jitter)}
+def cases(chains: dict[str, Callable[[Any], Any]]) -> dict[str, Callable[[], Any]]:
+    """Each chain over each kind of source."""
+    return {
+        f"{name}, {data.__name__}": partial(chain, data)
+        for name, chain in chains.items()
+        for data in (generated, tabled)
+    }
+
+
+EXACT_CASES = {**cases(EXACT), "random map, tabled": lambda: tabled().map(jitter)}
+READ_CASES = {**cases(NOT_EXACT), "random map, generated": lambda: generated().map(jitter), "random": jittered}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("chain", "data"),
-    [*product(EXACT.values(), [generated, tabled]), (RANDOM_MAP["random map"], tabled)],
-    ids=[*(f"{chain}-{data}" for chain, data in product(EXACT, ("generated", "tabled"))), "random map-tabled"],
-)
-def test_chains_go_on_exactly_from_every_place(chain: str, data: Any) -> None:
+@pytest.mark.parametrize("make", EXACT_CASES.values(), ids=EXACT_CASES)
+def test_chains_go_on_exactly_from_every_place(make: Callable[[], Any]) -> None:
     """Also where the resumed run is itself saved and resumed."""
     for epoch in (0, 1):
-        whole = rest(batches_from(build(EXACT[chain](data)), epoch))
+        whole = rest(batches_from(build(make()), epoch))
         assert len(whole) > 4
         for skip in range(1, len(whole) + 1):
-            loader = build(EXACT[chain](data))
+            loader = build(make())
             assert taken(batches_from(loader, epoch), skip) == whole[:skip]
             state = through_a_file(capture_position(loader))
             assert state is not None
-            loader = build(EXACT[chain](data))
+            loader = build(make())
             batches = batches_from(loader, epoch, skip, state)
             again = min(skip + 2, len(whole))
             assert taken(batches, again - skip) == whole[skip:again]
             state = through_a_file(capture_position(loader)) if again > skip else state
-            assert rest(batches_from(build(EXACT[chain](data)), epoch, again, state)) == whole[again:]
+            assert rest(batches_from(build(make()), epoch, again, state)) == whole[again:]
 
 
-@pytest.mark.parametrize("data", [generated, tabled])
-@pytest.mark.parametrize("chain", NOT_EXACT)
-def test_other_chains_are_read(chain: str, data: Any, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("case", READ_CASES)
+def test_other_chains_are_read(case: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="mainspring.data.position")
-    loader = build(NOT_EXACT[chain](data))
+    make = READ_CASES[case]
+    loader = build(make())
     first = rest(batches_from(loader, 0))
     batches = batches_from(loader, 1)
     second = taken(batches, 5)
     assert capture_position(loader) is None
     assert "the position in the stream is not saved" in caplog.text
-    assert ("the buffer of shuffle()" in caplog.text) is ("shuffle" in chain)
+    assert ("the buffer of shuffle()" in caplog.text) is ("shuffle" in case)
     second += rest(batches)
-    assert rest(batches_from(build(NOT_EXACT[chain](data)), 0)) == first
-    assert rest(batches_from(build(NOT_EXACT[chain](data)), 1)) == second
-    assert rest(batches_from(build(NOT_EXACT[chain](data)), 1, 5)) == second[5:]
+    assert rest(batches_from(build(make()), 0)) == first
+    assert rest(batches_from(build(make()), 1)) == second
+    assert rest(batches_from(build(make()), 1, 5)) == second[5:]
     assert "read past 5 batches in 0.0 s" in caplog.text
 
 
-def jittering(shards: list[int]) -> Iterator[tuple[int, Rows]]:
-    yield from ((index, {"x": random.random()}) for index in range(20 * len(shards)))
-
-
-@pytest.mark.parametrize(
-    "sources",
-    [
-        lambda: [generated().map(jitter), generated().map(double)],
-        lambda: [datasets.IterableDataset(datasets.iterable_dataset.ExamplesIterable(jittering, {"shards": [0]}))] * 2,
-    ],
-    ids=["map", "generator"],
-)
-def test_draws_in_what_is_read_again_are_noticed(sources: Callable[[], Any]) -> None:
-    """Interleaving reads one example of each source ahead, in threads."""
-    loader = build(datasets.interleave_datasets(sources()))
+def test_draws_in_what_is_read_ahead_are_noticed() -> None:
+    """Interleaving reads one example of each source ahead, in threads: how the draws fall is left to chance."""
+    loader = build(datasets.interleave_datasets([tabled().map(jitter), tabled().map(jitter)]))
     taken(batches_from(loader, 0), 3)
     assert capture_position(loader) is None
+
+
+@pytest.mark.parametrize("make", [lambda: tabled().map(jitter), lambda: tabled().map(jitter_all, **BATCHED)])
+def test_one_worker_draws_what_the_training_process_draws(make: Callable[[], Any]) -> None:
+    """Whether the position is watched or not."""
+    expected = [rest(batches_from(build(make()), epoch)) for epoch in (0, 1)]
+    loader = build(make(), options=LoaderOptions(num_workers=1))
+    assert [rest(batches_from(loader, epoch)) for epoch in (0, 1)] == expected
 
 
 def test_nothing_before_the_position_is_read(caplog: pytest.LogCaptureFixture) -> None:

@@ -43,6 +43,17 @@ def one_process_per_machine(module: str, *arguments: str, machines: int = PROCES
 
     Arguments and errors are those of `torchrun`.
     """
+    for status, text in _alone_together(module, arguments, machines, timeout):
+        assert status == 0, f"{module} failed:\n{text[-6000:]}"
+
+
+def statuses(module: str, *arguments: str, processes: int = PROCESSES, timeout: float = 600.0) -> list[int]:
+    """The exit status of each process, with no agent between that ends the others when one fails."""
+    return [status for status, _ in _alone_together(module, arguments, processes, timeout)]
+
+
+def _alone_together(module: str, arguments: tuple[str, ...], machines: int, timeout: float) -> list[tuple[int, str]]:
+    """Exit status and output of each of several processes that find each other."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -64,8 +75,7 @@ def one_process_per_machine(module: str, *arguments: str, machines: int = PROCES
     finally:
         for process in processes:
             process.kill()
-    for process, text in zip(processes, printed, strict=True):
-        assert process.returncode == 0, f"{module} failed:\n{text[-6000:]}"
+    return [(process.returncode, text) for process, text in zip(processes, printed, strict=True)]
 
 
 def _environment() -> dict[str, str]:

@@ -1,6 +1,6 @@
 """Stop, save and resume on this process of several, and write down what each scenario came to.
 
-`exit` in place of a folder's scenarios lets the request to stop end the process, as in a user's script.
+`stop FOLDER` lets a request to stop end the processes, and `fail FOLDER` an error in one of them, as in a user's script.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ RANK = int(os.environ.get("RANK", "0"))
 
 STOPS: dict[str, tuple[str, int, int, int]] = {
     "first update": ("on_step_begin", 1, 1, 2),
-    "update": ("on_substep_end", 4, 1, 5),
-    "update of the main process": ("on_substep_end", 4, 0, 5),
+    "update": ("on_substep_end", 4, 1, 4),
+    "update of the main process": ("on_substep_end", 4, 0, 4),
     "first evaluation": ("on_prediction_step", 1, 1, 2),
     "last batch of an evaluation": ("on_prediction_step", 5, 1, 2),
     "batch of the main process": ("on_prediction_step", 2, 0, 2),
@@ -122,7 +122,6 @@ def outcome(run: Trainer, error: BaseException | None = None) -> dict[str, Any]:
 
 def attempt(run: Trainer, **options: Any) -> dict[str, Any]:
     """Train, and note how that ended."""
-    print("DBG", RANK, run.args.output_dir, options, flush=True)
     try:
         run.train(**options)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - what it was is the result
@@ -187,6 +186,19 @@ def locked_out(folder: Path) -> dict[str, Any]:
     return {"refused": refused, "run": attempt(build(folder, max_steps=1))}
 
 
+class FailAt(TrainerCallback):
+    """A mistake in one process alone."""
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 3 and RANK == 0:
+            raise ZeroDivisionError("a mistake")
+
+
+def one_process_fails(folder: Path) -> None:
+    """With a save of the background in flight, and every other exception saved: nobody waits for the others."""
+    build(folder, save_steps=3, save_in_background=True, save_on_exception=True, callbacks=[FailAt()]).train()
+
+
 def main(out: Path) -> None:
     """Write `rank<r>.json`: what each scenario came to on this process."""
     results: dict[str, Any] = {"whole": attempt(build(out / "whole", save_steps=2))}
@@ -205,7 +217,9 @@ def main(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "exit":
-        build(Path(sys.argv[2]), callbacks=[Ask("on_step_end", 4, 1)]).train(resume_from_checkpoint="auto")
+    if sys.argv[1] == "stop":
+        build(Path(sys.argv[2]), callbacks=[Ask("on_step_end", 4, 1)]).train()
+    elif sys.argv[1] == "fail":
+        one_process_fails(Path(sys.argv[2]))
     else:
         main(Path(sys.argv[1]))

@@ -6,9 +6,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-
 _TOKEN_IN_TEXT = re.compile(r"""((\w*_token)["']?\s*:\s*["']?)[^\s"',}]+""")
 """A token among settings in text, JSON or what was meant to be."""
+
+
+_DEEPEST = 30
 
 
 def mask_of(name: str) -> str | None:
@@ -23,10 +25,21 @@ def shown(name: str, value: Any) -> Any:
     return masked(value)
 
 
-def masked(value: Any) -> Any:
-    """Settings without the tokens that are among them, however deep; anything else as it is."""
+def masked(value: Any, depth: int = 0) -> Any:
+    """Settings without the tokens that are among them; anything else as it is.
+
+    What lies deeper than settings do is left out: they may hold themselves.
+    """
     if isinstance(value, str):
         return _TOKEN_IN_TEXT.sub(lambda found: f"{found[1]}{mask_of(found[2])}", value)
+    if depth > _DEEPEST:
+        return "..."
     if isinstance(value, Mapping):
-        return {key: item and (mask_of(str(key)) or masked(item)) for key, item in value.items()}
-    return [masked(item) for item in value] if type(value) is list else value
+        return {key: _masked_item(key, item, depth + 1) for key, item in value.items()}
+    return [masked(item, depth + 1) for item in value] if type(value) is list else value
+
+
+def _masked_item(key: Any, item: Any, depth: int) -> Any:
+    mask = mask_of(key) if isinstance(key, str) else None
+    empty = item is None or item is False or (isinstance(item, str) and not item)
+    return masked(item, depth) if mask is None or empty else mask

@@ -82,7 +82,8 @@ def _as_chosen(value: Any, choices: Sequence[Any]) -> Any:
     """The choice that YAML and JSON read as something else: `no` without quotes is False, and `4.37` a number."""
     if value is False:
         return "no" if "no" in choices else value
-    if type(value) in (int, float) and (text := f"{value:g}") in choices:
+    small = type(value) in (int, float) and abs(value) < 1000  # no format takes every whole number
+    if small and (text := f"{value:g}") in choices:
         return text
     return value
 

@@ -127,9 +127,11 @@ def fits_generators(value: int) -> str | None:
 
 def steps_or_share(value: float) -> str | None:
     """A number of updates, or, below 1, a share of all of them."""
-    if (complaint := non_negative(value)) is None and value > 1 and value != int(value):
-        return "is neither a whole number of updates nor a share below 1"
-    return complaint
+    if (complaint := non_negative(value)) is not None:
+        return complaint
+    if value >= 2**63:
+        return "is larger than any run"
+    return "is neither a whole number of updates nor a share below 1" if value > 1 and value != int(value) else None
 
 
 def file_name(value: str) -> str | None:

@@ -127,7 +127,9 @@ class TrainingArguments(
         given = {field.name: getattr(self, field.name) for field, _ in _options_of(type(self))}
         values, problems = self._read(given)
         unread = {problem.option for problem in problems}
-        problems += [_written_otherwise(n, given[n], v) for n, v in values.items() if _differs(given[n], v, n in unread)]
+        problems += [
+            _written_otherwise(n, given[n], v) for n, v in values.items() if _differs(given[n], v, n in unread)
+        ]
         trial = copy.copy(self)
         vars(trial).update(values)
         vars(trial).update({f.name: default_of(f) for f, _ in _options_of(type(self)) if f.name in unread})

@@ -75,8 +75,9 @@ class Saver:
             OSError: The system refused, where that ends the run. Older checkpoints are untouched.
         """
         began = time.perf_counter()
-        error = self._lead(folder, facts, fill, needed_bytes) if self._writes else self._follow(fill)
-        error = self._processes.share(error)
+        own = self._lead(folder, facts, fill, needed_bytes) if self._writes else self._follow(fill)
+        error = self._processes.share(own)
+        error = own or error  # the process that knows why says so
         self.failed = error is not None
         if error is not None or not self.in_background:
             seconds = time.perf_counter() - began

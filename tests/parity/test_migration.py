@@ -1,0 +1,86 @@
+"""A run begun with one library and continued with the other ends as the uninterrupted one: losses, metrics and weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.helpers import data, models
+from tests.helpers.sides import REFERENCE, SUBJECT, Side
+
+pytestmark = [
+    pytest.mark.parity,
+    pytest.mark.skipif(SUBJECT.is_reference, reason="about going from one library to the other"),
+]
+
+EXACT = Side("compat 5", "mainspring", {"compat": "5"})
+DEFAULT = Side("defaults", "mainspring")
+
+TIMES = ("runtime", "per_second")
+COLUMNS = {"text": ["input_ids", "labels"], "points": ["x", "labels"]}
+MODELS: dict[str, tuple[Callable[[], Any], Callable[[int, int], list[Any]], Any]] = {
+    "pretrained": (lambda: models.tiny_gpt2(dropout=0.1), data.ragged_text, data.collate_text),
+    "plain": (lambda: models.Regressor(dropout=0.1), data.points, None),
+}
+
+
+def train(side: Side, folder: Path, model: str, resume: Path | None = None) -> Any:
+    """Three epochs of four updates with two micro-batches each, dropout, a schedule with warm-up, and evaluations.
+
+    Every update is logged: how much of a window of several was seen is a thing that the reference does not store.
+    """
+    make, rows, collate = MODELS[model]
+    options = {"gradient_accumulation_steps": 2, "num_train_epochs": 3, "lr_scheduler_type": "cosine", "warmup_steps": 3}
+    events = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "epoch"}
+    torch.manual_seed(5)
+    trainer = side.api.Trainer(
+        make(),
+        side.arguments(folder, **options, **events),
+        train_dataset=data.Items(rows(32, 0)),
+        eval_dataset=data.Items(rows(9, 1)),
+        data_collator=collate,
+    )
+    trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+    return trainer
+
+
+def curve(trainer: Any) -> list[dict[str, Any]]:
+    """The log without times, and without the last entry's mean loss: the reference's is of one call of `train` alone."""
+    logs = trainer.state.log_history
+    return [{k: v for k, v in log.items() if k != "train_loss" and not any(t in k for t in TIMES)} for log in logs]
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Side, str], Any]:
+    """`begun(side, model)`: an uninterrupted run with a checkpoint of each update."""
+    runs: dict[tuple[str, str], Any] = {}
+
+    def run(side: Side, model: str) -> Any:
+        key = side.name, model
+        if key not in runs:
+            runs[key] = train(side, tmp_path_factory.mktemp("begun"), model)
+        return runs[key]
+
+    return run
+
+
+@pytest.mark.parametrize("step", [3, 4, 10], ids=["inside an epoch", "at an epoch's end", "inside the last epoch"])
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    ("writer", "reader"),
+    [(REFERENCE, EXACT), (REFERENCE, DEFAULT), (EXACT, REFERENCE), (DEFAULT, REFERENCE)],
+    ids=str,
+)
+def test_the_run_goes_on(
+    writer: Side, reader: Side, model: str, step: int, begun: Callable[[Side, str], Any], tmp_path: Path
+) -> None:
+    whole = begun(writer, model)
+    resumed = train(reader, tmp_path, model, resume=Path(whole.args.output_dir) / f"checkpoint-{step}")
+    assert resumed.state.global_step == 12
+    assert curve(resumed) == curve(whole)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], value), name
