@@ -754,7 +754,9 @@ class Trainer(OlderNames):
         return ckpt.resolve(wanted, run_dir)
 
     def _saves_checkpoints(self) -> bool:
-        return self.args.save_strategy != SaveStrategy.NO or self._saving.max_time_s is not None
+        """Whether there may be checkpoints to go on from: at intervals, or when the run is cut short."""
+        cut_short = self._saving.max_time_s is not None or self._saving.on_exception or self.args.enable_jit_checkpoint
+        return self.args.save_strategy != SaveStrategy.NO or cut_short
 
     def _by_main_process(self, work: Callable[[], Any]) -> Any:
         """What the main process finds out; its error is everybody's."""
@@ -857,8 +859,7 @@ class Trainer(OlderNames):
 
     def _stop_requests(self) -> StopRequests:
         """Signals are held back only where there will be a checkpoint to go on from."""
-        resumable = self._saves_checkpoints() or self.args.enable_jit_checkpoint
-        if not resumable or self.args.save_only_model:
+        if not self._saves_checkpoints() or self.args.save_only_model:
             return StopRequests()
         return StopRequests(self._saving.stop_signals, self._saving.max_time_s)
 

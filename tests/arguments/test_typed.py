@@ -102,7 +102,7 @@ def test_what_is_no_value_of_an_option(options: dict[str, Any], said: str) -> No
     assert not isinstance(error.value, NotAvailableError)
 
 
-@pytest.mark.parametrize("value", [np.array([1, 2]), np.array([]), np.float64(0.5), object()], ids=repr)
+@pytest.mark.parametrize("value", [np.array([1, 2]), np.array([]), np.float64(0.5), object()], ids=lambda value: type(value).__name__ + str(getattr(value, "shape", "")))
 def test_objects_for_options_that_are_not_available_are_refused(value: Any) -> None:
     with pytest.raises(NotAvailableError, match=r"^parallelism_config="):
         TrainingArguments("out", parallelism_config=value)

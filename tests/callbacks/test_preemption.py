@@ -205,7 +205,7 @@ class Pids(Dataset[int]):
         return os.getpid()
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_workers_outlive_the_signals_that_ask_to_stop(context: str) -> None:
     """All of them reach each worker in the middle of an epoch, which the training process then finishes."""
     loader = DataLoader(
@@ -224,7 +224,6 @@ def test_workers_outlive_the_signals_that_ask_to_stop(context: str) -> None:
     assert len(torch.cat(seen)) == 16
 
 
-@pytest.mark.slow
 def test_a_worker_that_is_stuck_ends_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """When the time is over that a SIGTERM leaves it."""
     monkeypatch.setattr(preemption, "_GRACE_S", 1)

@@ -66,9 +66,7 @@ def test_the_first_clock_that_runs_out_counts(ranks: list[dict[str, Any]]) -> No
 
 
 @pytest.mark.parametrize("name", ["random states", "model", "commit", "commit in the background"])
-def test_a_save_that_fails_in_one_process_fails_in_all(
-    name: str, ranks: list[dict[str, Any]], folder: Path
-) -> None:
+def test_a_save_that_fails_in_one_process_fails_in_all(name: str, ranks: list[dict[str, Any]], folder: Path) -> None:
     """There is no such checkpoint, everybody counts it and goes on, and the next one is whole."""
     for results in ranks:
         run = results[name]["run"]

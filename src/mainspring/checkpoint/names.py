@@ -21,7 +21,7 @@ SCHEDULER_NAME = "scheduler.pt"
 SCALER_NAME = "scaler.pt"
 TRAINER_STATE_NAME = "trainer_state.json"
 
-# The reference pickles its arguments here. A pickle can run anything, so this file is neither written nor ever read.
+# The reference pickles its arguments here. A pickle can run anything, so this file is never read, and written on request only.
 TRAINING_ARGS_NAME = "training_args.bin"
 # Ours: the same arguments as JSON, what is resumable beyond the reference's files, and the hash of every file.
 TRAINING_ARGS_JSON = "training_args.json"
