@@ -7,8 +7,9 @@
     python benchmarks/checkpoint.py --quick         # a smoke run: tiny, one round; the numbers mean nothing
 
 - `save`: a model of 100 million parameters with its AdamW state, 1.2 GB. Training waits from the end of an update to the
-  beginning of the next one; the save takes until the checkpoint has its name. Right after each, the same state is
-  written barely, by `safetensors.save_file` and `torch.save`, files and folder flushed, and the save is divided by that.
+  beginning of the next one; the save takes until the checkpoint has its name. Before or after each, in turn, the same
+  state is written barely, by `safetensors.save_file` and `torch.save`, files and folder flushed; the save is divided by
+  that.
 - `resume`: from the call of `train(resume_from_checkpoint=...)` to the end of the first update, at an early and at a late
   update of the same epoch. Each sample of the data takes 50 µs of work, so that reading what is skipped would show.
 
@@ -69,7 +70,7 @@ class Size:
 
     width: int = 2048
     layers: int = 24
-    saves: int = 3
+    saves: int = 4
     early: int = 10
     late: int = 4000
     resumes: int = 5
@@ -153,10 +154,19 @@ def measure_saves(contender: str, size: Size, folder: Path) -> list[dict[str, fl
     library: Any = importlib.import_module(PACKAGES[contender])
     found: list[dict[str, float]] = []
 
-    class Watch(library.TrainerCallback):  # type: ignore[misc]
-        ended = 0.0
+    def bare(model: Any, optimizer: Any) -> float:
+        os.sync()
+        seconds = write_barely(folder / "bare", model, optimizer)
+        shutil.rmtree(folder / "bare")
+        return seconds
 
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    class Watch(library.TrainerCallback):  # type: ignore[misc]
+        ended = before = 0.0
+
+        def on_step_end(
+            self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **kwargs: Any
+        ) -> None:
+            self.before = bare(model, optimizer) if state.global_step % 2 else 0.0
             os.sync()
             self.ended = perf_counter()
 
@@ -168,11 +178,8 @@ def measure_saves(contender: str, size: Size, folder: Path) -> list[dict[str, fl
                 return
             wait_for(folder / f"checkpoint-{state.global_step}")
             total = perf_counter() - self.ended
-            os.sync()
-            bare = write_barely(folder / "bare", model, optimizer)
-            shutil.rmtree(folder / "bare")
+            found.append({"blocking": blocking, "total": total, "bare": self.before or bare(model, optimizer)})
             shutil.rmtree(folder / f"checkpoint-{state.global_step - 1}", ignore_errors=True)
-            found.append({"blocking": blocking, "total": total, "bare": bare})
 
     data = build_dataset(8 * (size.saves + 2), size.width)
     model = build_model(size.width, size.layers)

@@ -77,7 +77,7 @@ def test_did_you_mean(written: str, tail: str) -> None:
 
 def test_what_cannot_be_printed_is_named_by_its_kind() -> None:
     deep: list[object] = []
-    for _ in range(5000):
+    for _ in range(100_000):
         deep = [deep]
     assert str(Problem("seed", 10**5000, "is too large", "choose")).startswith("seed=<int too large to print>: ")
     assert str(Problem("names", deep, "is too deep", "choose")).startswith("names=<list too large to print>: ")

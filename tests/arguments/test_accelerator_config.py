@@ -89,7 +89,7 @@ def test_saved_options_are_taken_again() -> None:
         ({"gradient_accumulation_kwargs": 4}, "gradient_accumulation_kwargs is a int, not None or dict"),
         ('{"split_batches": tru}', "is not JSON: Expecting value at line 1, column 19"),
         ("absent.json", "cannot be read"),
-        ("[1]", "cannot be read"),
+        ("[1]", "is JSON, but no object"),
         (5, "is a int, not None or dict or str"),
         (AcceleratorConfig, "is a type, not None or dict or str"),
         (GradientAccumulationPlugin(num_steps=1), "there is no such setting"),

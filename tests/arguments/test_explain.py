@@ -74,7 +74,20 @@ def test_there_is_one_row_for_each_option_in_the_order_of_the_groups(cls: type) 
     assert {name for _, name in wanted} == {field.name for field in dataclasses.fields(cls)}
 
 
-CANDIDATES = (True, False, 1, 2, 0.5, "text", "key=1", ["loss"], ["text"], {"key": 1}, {"non_blocking": True})
+CANDIDATES = (
+    True,
+    False,
+    1,
+    2,
+    0.5,
+    "text",
+    "key=1",
+    ["loss"],
+    ["text"],
+    {"key": 1},
+    {"non_blocking": True},
+    ["SIGTERM"],
+)
 BESIDES: tuple[dict[str, Any], ...] = ({}, {"dataloader_num_workers": 1}, {"eval_strategy": "steps"})
 
 
@@ -418,7 +431,7 @@ def test_everything() -> None:
     lines = table(args, everything=True).splitlines()
     for field in dataclasses.fields(args):
         assert sum(line.startswith(f"  {field.name} ") for line in lines) == 1
-    assert lines[-2].split() == ["resume_log_window", "None", "default"]
+    assert lines[-2].split() == ["max_time", "None", "default"]
     assert "default values" not in lines[-1]
 
 

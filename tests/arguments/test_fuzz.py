@@ -84,7 +84,20 @@ WORDS = st.one_of(
         ["", "true", "no", "steps", "epoch", "cosine", "sgd", "all", "none", "nan", "-inf", "1e400", "0.1"]
     ),
     st.sampled_from(
-        ["3", "-1", " 7 ", "1" * 5000, "a=1,b=2", "a=1,a=2", "{}", '{"a": 1}', "{'a': 1}", "[1]", "{" * 2000]
+        [
+            "3",
+            "-1",
+            " 7 ",
+            "1" * 5000,
+            "a=1,b=2",
+            "a=1,a=2",
+            "{}",
+            '{"a": 1}',
+            "{'a': 1}",
+            "[1]",
+            "{" * 2000,
+            '{"a":' * 700 + "1" + "}" * 700,
+        ]
     ),
     st.sampled_from(
         ["~", "~nobody/x", "a\0b", "~\0", "\ud800", ".", "/no/such/file.json", "full_shard auto_wrap", "offload"]

@@ -34,6 +34,8 @@ RULE_CASES = {
         {"save_strategy": "best"},
         {"save_strategy": "best", "eval_strategy": "epoch"},
     ),
+    "stopping_needs_full_checkpoints": ({"max_time": 60, "save_only_model": True}, {"max_time": 60}),
+    "known_signals": ({"stop_signals": ["SIGKILL"]}, {"stop_signals": ["SIGTERM", "SIGUSR2"]}),
     "one_precision": ({"fp16": True, "bf16": True}, {"fp16": True}),
     "one_evaluation_precision": (
         {"fp16_full_eval": True, "bf16_full_eval": True},

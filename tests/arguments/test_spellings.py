@@ -85,7 +85,11 @@ def test_an_option_without_an_effect_is_read_as_its_type() -> None:
         args = TrainingArguments("out", overwrite_output_dir="false", logging_dir="~/logs")
     assert args.overwrite_output_dir is False
     assert args.logging_dir == os.path.expanduser("~/logs")
-    for name, value in (("overwrite_output_dir", "maybe"), ("fp16_opt_level", "O4"), ("half_precision_backend", "cuda")):
+    for name, value in (
+        ("overwrite_output_dir", "maybe"),
+        ("fp16_opt_level", "O4"),
+        ("half_precision_backend", "cuda"),
+    ):
         with pytest.raises(OptionError, match=f"^{name}="):
             TrainingArguments("out", **{name: value})
 
@@ -128,7 +132,9 @@ def test_settings_are_added_to_those_given() -> None:
     assert problems == []
     for config in ('{"even_batches": true}', AcceleratorConfig(even_batches=True)):
         options, problems = spellings.translate({"accelerator_config": config, "split_batches": True})
-        assert (options["accelerator_config"]["even_batches"], options["accelerator_config"]["split_batches"]) == (True,) * 2
+        assert (options["accelerator_config"]["even_batches"], options["accelerator_config"]["split_batches"]) == (
+            True,
+        ) * 2
     _, problems = spellings.translate({"accelerator_config": "absent.json", "split_batches": True})
     assert [problem.option for problem in problems] == ["accelerator_config"]
 

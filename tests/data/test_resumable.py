@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from mainspring.data.loaders import LoaderOptions, build_loader
 from mainspring.data.position import batches_from, capture_position
 from mainspring.data.random_stream import DataStream
-from tests.helpers.draws import Cursor, DrawingStream, collate
+from tests.helpers.draws import Cursor, DrawingStream, Generating, collate
 
 datasets = pytest.importorskip("datasets")
 distributed = pytest.importorskip("datasets.distributed")
@@ -183,14 +183,14 @@ def test_other_chains_are_read(case: str, caplog: pytest.LogCaptureFixture) -> N
     first = rest(batches_from(loader, 0))
     batches = batches_from(loader, 1)
     second = taken(batches, 5)
-    assert capture_position(loader) is None
-    assert "the position in the stream is not saved" in caplog.text
+    assert capture_position(loader) is capture_position(loader) is None
+    assert caplog.text.count("the position in the stream is not saved") == 1
     assert ("the buffer of shuffle()" in caplog.text) is ("shuffle" in case)
     second += rest(batches)
     assert rest(batches_from(build(make()), 0)) == first
     assert rest(batches_from(build(make()), 1)) == second
     assert rest(batches_from(build(make()), 1, 5)) == second[5:]
-    assert "read past 5 batches in 0.0 s" in caplog.text
+    assert "read past 5 batches in " in caplog.text
 
 
 def test_draws_in_what_is_read_ahead_are_noticed() -> None:
@@ -257,7 +257,9 @@ def test_entering_leaves_the_users_dataset_at_its_start() -> None:
 
 
 @pytest.mark.parametrize("even", [True, False])
-@pytest.mark.parametrize("make", [lambda: tabled(21), lambda: Cursor(21)], ids=["datasets", "cursor"])
+@pytest.mark.parametrize(
+    "make", [lambda: tabled(21), lambda: Cursor(21), lambda: Generating(21)], ids=["datasets", "cursor", "generator"]
+)
 def test_processes_that_read_the_same_stream(make: Callable[[], Any], even: bool) -> None:
     """The last block lacks samples: it is completed with those of the first."""
     for rank in range(2):

@@ -112,6 +112,28 @@ class Cursor(IterableDataset):
         self.next = 0
 
 
+class Generating(IterableDataset):
+    """A stream with a generator of its own, which is part of where it stands."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.next = 0
+        self.generator = torch.Generator()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"next": self.next, "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.next = state["next"]
+        self.generator.set_state(state["generator"])
+
+    def __iter__(self) -> Iterator[float]:
+        for index in range(self.next, self.count):
+            self.next = index + 1
+            yield float(torch.rand((), generator=self.generator))
+        self.next = 0
+
+
 class Start:
     """Notes in each worker what it is started with, and hands it to the samples through the dataset's attribute."""
 

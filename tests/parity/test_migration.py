@@ -84,6 +84,8 @@ def test_the_run_goes_on(
     whole = begun(writer, model)
     resumed = train(reader, tmp_path, model, resume=Path(whole.args.output_dir) / f"checkpoint-{step}")
     assert resumed.state.global_step == 12
-    assert curve(resumed) == curve(whole)
+    for ours, theirs in zip(curve(resumed), curve(whole), strict=True):
+        # By default an evaluation's mean is taken in double precision: it differs in its last digits.
+        assert ours == (pytest.approx(theirs, rel=1e-6) if "eval_loss" in theirs else theirs)
     for name, value in whole.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], value), name

@@ -13,7 +13,7 @@ from typing import Any
 
 from mainspring.arguments.jsontext import JsonSlipError, read_json, read_text
 from mainspring.arguments.masking import masked
-from mainspring.arguments.typed import accepted_types, typed
+from mainspring.arguments.typed import DEEPEST, accepted_types, typed
 from mainspring.errors import Problem, did_you_mean
 
 
@@ -120,10 +120,10 @@ def _slip_of_text(text: str) -> JsonSlipError | None:
     return None
 
 
-def _plain_values(value: Any) -> Any:
+def _plain_values(value: Any, depth: int = 0) -> Any:
     """Numbers and truth values that were quoted, as on a command line; everything else as it is."""
-    if isinstance(value, dict):
-        return {key: _plain_values(item) for key, item in value.items()}
+    if isinstance(value, dict) and depth <= DEEPEST:
+        return {key: _plain_values(item, depth + 1) for key, item in value.items()}
     if not isinstance(value, str):
         return value
     if value.lower() in ("true", "false"):

@@ -20,6 +20,8 @@ _TRUE, _FALSE = ("true", "t", "yes", "y", "on", "1"), ("false", "f", "no", "n", 
 _EXACT = frozenset({bool, int, float, str, list, tuple, dict, type(None)})
 _LARGEST = 2**63 - 1
 """What torch, files and other libraries hold."""
+DEEPEST = 50
+"""How many settings may lie inside one another."""
 
 
 def truth(text: str) -> bool | None:
@@ -165,9 +167,8 @@ def _settings(name: str, value: Mapping[Any, Any], kinds: frozenset[Any]) -> tup
     """A dict of settings, each of one of these types."""
     try:
         given = plain_settings(value)
-    except (ValueError, RecursionError) as error:
-        why = str(error) if isinstance(error, ValueError) else "holds too many things inside one another"
-        return _wrong(name, value, why, "write it as JSON could hold it")
+    except ValueError as error:
+        return _wrong(name, value, str(error), "write it as JSON could hold it")
     read = {}
     for key, item in given.items():
         read[key], problem = typed(name, item, kinds)
@@ -184,10 +185,13 @@ def plain_settings(value: Any, holders: tuple[int, ...] = ()) -> Any:
         holders: The identities of the mappings and sequences that it lies in.
 
     Raises:
-        ValueError: JSON could not hold it: a name that is no text, a number that is none, or a circle.
+        ValueError: JSON could not hold it: a name that is no text, a number that is none, a circle, or something very
+            deep.
     """
     if id(value) in holders:
         raise ValueError("holds itself")
+    if len(holders) > DEEPEST:
+        raise ValueError("holds too many things inside one another")
     holders = (*holders, id(value))
     if isinstance(value, Mapping):
         for key in value:

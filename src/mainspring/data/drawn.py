@@ -29,6 +29,9 @@ class DrawnLoader(DataLoader[Any]):
         dataset: Map-style or iterable.
         stream: Where the random numbers come from.
         arguments: Those of ``DataLoader``. For map-style data ``batch_sampler`` is a :class:`DealtBatches`.
+
+    Attributes:
+        told_obstacle: The last :meth:`obstacle` that was logged: it stays the same from checkpoint to checkpoint.
     """
 
     def __init__(self, dataset: Any, stream: DataStream, **arguments: Any) -> None:
@@ -40,6 +43,7 @@ class DrawnLoader(DataLoader[Any]):
         self._inner: DataLoader[Any] | None = None
         self._read: StreamBatches | None = None
         self._entry: tuple[int, Any] | None = None
+        self.told_obstacle: str | None = None
 
     def set_epoch(self, epoch: int) -> None:
         """Draw the random numbers of ``epoch`` in iterations from now on; before the first call, those of epoch 0."""

@@ -44,7 +44,7 @@ def batches_from(
         from which no batch has been taken.
     """
     set_epoch(loader, epoch)
-    if skip and state is not None and _enters(loader, skip, state):
+    if state is not None and _enters(loader, skip, state):
         return iter(loader)
     positioned = _positioned(loader, skip)
     return _read_past(iter(loader), skip) if positioned is None else iter(positioned)
@@ -64,7 +64,8 @@ def capture_position(loader: object) -> dict[str, Any] | None:
     position, obstacle = loader.position(), loader.obstacle()
     if position is not None and not _loads_safely(position):
         position, obstacle = None, "its state_dict() holds objects that are not read from a checkpoint"
-    if obstacle is not None:
+    if obstacle is not None and obstacle != loader.told_obstacle:
+        loader.told_obstacle = obstacle
         logger.info("the position in the stream is not saved, a resumed run reads up to it: %s", obstacle)
     return position
 

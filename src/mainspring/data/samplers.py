@@ -7,6 +7,7 @@ batches like cards. None of the classes here reads the dataset, so an order can 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from itertools import chain, cycle, islice
 from typing import Any, TypeVar, cast
@@ -158,7 +159,7 @@ class DealtBatches(BatchSampler):
         # batch tells which one is meant.
         skipped, self._skipped = self._skipped, 0
         if self.world_size == 1:
-            yield from islice(self._global_batches(), skipped, None)
+            yield from self._global_batches(skipped)
         else:
             yield from self._own_batches(skipped)
 
@@ -171,11 +172,13 @@ class DealtBatches(BatchSampler):
             return rounds
         return rounds + 1 if self.even or self.rank < rest else rounds
 
-    def _global_batches(self) -> Iterator[list[int]]:
+    def _global_batches(self, start: int = 0) -> Iterator[list[int]]:
+        """The batches of all processes, from number ``start`` on."""
         if self.batched:
-            yield from self.sampler
+            yield from islice(self.sampler, start, None)
             return
         indices = iter(self.sampler)
+        deque(islice(indices, start * self.batch_size), maxlen=0)  # passed over without making batches
         while batch := list(islice(indices, self.batch_size)):
             if isinstance(batch[0], list):
                 raise TypeError(
