@@ -245,7 +245,7 @@ def test_an_older_name_is_set_or_refused(options: dict[str, Any], older: str, va
             assert args == before
         else:
             check_values(args)
-        if older not in ("logging_dir", "_n_gpu"):  # one has no value of its own, one asks the machine
+        if older != "_n_gpu":  # which asks the machine
             getattr(args, older)
 
 
@@ -302,7 +302,7 @@ def test_words_are_parsed_or_an_option_is_named(parts: list[list[str]]) -> None:
         except Exception as error:  # noqa: BLE001 - as above
             names = [word.lstrip("-").partition("=")[0].replace("-", "_") for word in words if word.startswith("-")]
             abbreviated = [name for name in OPTIONS for given in names if len(given) > 2 and name.startswith(given)]
-            masked = [f"<{name.upper()}>" for name in names]
+            masked = [f"<{name.upper()}>" for name in [*names, *abbreviated]]
             check_error(
                 error, [*filter(None, names), *abbreviated, *masked], beside=[UNKNOWN, *(repr(word) for word in words)]
             )

@@ -96,6 +96,10 @@ def jitter(row: Rows) -> Rows:
     return {"x": row["x"] + random.random() + float(torch.rand(()))}
 
 
+async def jitter_later(row: Rows) -> Rows:
+    return jitter(row)
+
+
 def jitter_all(rows: Rows) -> Rows:
     return {"x": [x + random.random() for x in rows["x"]]}
 
@@ -137,6 +141,7 @@ NOT_EXACT: dict[str, Callable[[Any], Any]] = {
     "shuffle": lambda data: data().shuffle(seed=1, buffer_size=6),
     "map after shuffle": lambda data: data().shuffle(seed=1, buffer_size=6).map(double_all, **BATCHED),
     "random batched map": lambda data: data().map(jitter_all, **BATCHED),
+    "random asynchronous map": lambda data: data().map(jitter_later),
     "random map, given as tables": lambda data: data().map(jitter).with_format("arrow"),
     "random map before a batched one": lambda data: data().map(jitter).map(lambda rows: rows, **BATCHED),
 }
@@ -331,6 +336,26 @@ def test_a_state_that_no_checkpoint_may_hold_is_not_saved(caplog: pytest.LogCapt
     next(iter(loader))
     assert capture_position(loader) is None
     assert "objects that are not read from a checkpoint" in caplog.text
+
+
+def test_workers_that_are_new_read_up_to_a_saved_position(caplog: pytest.LogCaptureFixture) -> None:
+    loader = build(tabled())
+    batches = batches_from(loader, 0)
+    taken(batches, 4)
+    state = capture_position(loader)
+    with_worker = build(tabled(), options=LoaderOptions(num_workers=1))
+    assert rest(batches_from(with_worker, 0, 4, state)) == rest(batches)
+    assert "worker processes" in caplog.text
+
+
+def test_unknown_links_are_not_trusted() -> None:
+    class Odd(datasets.iterable_dataset.ExamplesIterable):
+        pass
+
+    loader = build(datasets.IterableDataset(Odd(lambda: enumerate([{"x": 1}] * 9), {})))
+    next(iter(loader))
+    assert capture_position(loader) is None
+    assert "Odd is not known" in loader.obstacle()
 
 
 def test_versions_that_go_on_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -323,7 +323,8 @@ def _masks(words: Sequence[str], names: Collection[str]) -> dict[str, str]:
     for word in words:
         if word.startswith("-"):
             option = word.partition("=")[0].lstrip("-").replace("-", "_")
-            options = [option, *(name for name in names if name.startswith(option))]
+            abbreviated = [] if option in names else [name for name in names if name.startswith(option)]
+            options = [option, *abbreviated]
         elif mask := next((mask for name in options if (mask := shown(name, word)) != word), None):
             masks[word] = mask
     return masks

@@ -53,7 +53,7 @@ class DrawnLoader(DataLoader[Any]):
         if self._inner is None:
             # Not made before it is needed: until then collate_fn, num_workers, ... may be set, as on a plain loader.
             inner = self._inner_loader()
-            self._inner = inner if self.persistent_workers else None
+            self._inner = inner if inner.persistent_workers else None
             return iter(inner)
         # Torch draws when it starts workers only; but a run that is resumed in this epoch would start them now.
         torch.empty((), dtype=torch.int64).random_(generator=self.generator)
