@@ -471,14 +471,24 @@ def _content(record: Any) -> dict[str, Any]:
     return {f.name: getattr(record, f.name) for f in fields(record)}
 
 
-def _read_json(record: type, path: FilePath) -> dict[str, Any]:
-    """The values in the file at `path` for which `record` has a field."""
+def read_object(path: FilePath) -> dict[str, Any]:
+    """The object in a JSON file of a checkpoint.
+
+    Raises:
+        CheckpointError: The file holds no JSON object.
+    """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON ({error}); resume from another checkpoint") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not an object; resume from another checkpoint")
+    return content
+
+
+def _read_json(record: type, path: FilePath) -> dict[str, Any]:
+    """The values in the file at `path` for which `record` has a field."""
+    content = read_object(path)
     known = {f.name for f in fields(record)}
     if unknown := sorted(content.keys() - known):
         logger.warning("%s: ignored what this version does not know: %s", path, ", ".join(unknown))

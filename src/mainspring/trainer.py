@@ -75,6 +75,7 @@ from mainspring.state import (
     TrainPlan,
     load_state_dicts,
     plan_training,
+    read_object,
     restore_callbacks,
     state_dicts,
 )
@@ -1046,8 +1047,7 @@ class Trainer(OlderNames):
         saved: dict[str, Any] = {"world_size": stored.world_size}
         now: dict[str, Any] = {**json.loads(self.args.to_json_string()), "world_size": self._progress.world_size}
         if os.path.isfile(file):
-            with open(file, encoding="utf-8") as content:
-                saved.update(json.load(content))
+            saved.update(read_object(file))
         if stored.examples and self._examples():
             saved["num_examples"], now["num_examples"] = stored.examples, self._examples()
         found = ckpt.drift(saved, now, inside_epoch=inside_epoch)

@@ -228,6 +228,41 @@ def test_arguments_are_built_or_an_option_is_named(cls: type[TrainingArguments],
             check_built(args)
 
 
+ALL = [
+    *(None, True, False, 0, -1, 2**63, 10**400, 0.5, float("nan"), float("inf"), 1j, "", "nan", "inf", "a", "{", "~\0"),
+    *(
+        b"a",
+        Path("out"),
+        Colour.RED,
+        Shade.DARK,
+        Level.LOW,
+        Thing(),
+        Thing,
+        ...,
+        [],
+        [None],
+        ("a", 1),
+        {"a"},
+        {},
+        {1: 2},
+    ),
+    *({"a": float("nan")}, CIRCLE, [CIRCLE], np.int64(3), np.float64("nan"), np.longdouble(1), np.bool_(True)),
+    *(np.str_("steps"), np.bytes_(b"a"), np.array(2), np.array([1, 2]), np.array([]), np.datetime64("2020-01-01")),
+]
+
+
+@pytest.mark.parametrize("name", [*NEWER, *OLDER])
+def test_every_option_is_tried_with_everything(name: str) -> None:
+    for value in ALL:
+        with quiet():
+            try:
+                args = Seq2SeqTrainingArguments(**{name: value})
+            except Exception as error:  # noqa: BLE001 - as above
+                check_error(error, [name])
+            else:
+                check_built(args)
+
+
 @fuzzed(400)
 @given(given_options(NEWER, most=4), st.sampled_from(OLDER), ANYTHING)
 def test_an_older_name_is_set_or_refused(options: dict[str, Any], older: str, value: Any) -> None:

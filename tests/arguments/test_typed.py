@@ -73,6 +73,7 @@ def nested(depth: int, around: Any = None) -> Any:
         ({"seed": "1" * 5000}, "is a str, not int"),
         ({"ddp_timeout": 2**31}, "ddp_timeout=2147483648: must be below 2**31 seconds"),
         ({"seed": 1j}, "seed=1j: is a complex, not int"),
+        ({"learning_rate": Fraction(10**400)}, "is a Fraction, not float"),
         # arrays, which are compared item by item
         ({"seed": np.array([1, 2])}, "seed=array([1, 2]): is a ndarray, not int"),
         ({"include_for_metrics": np.array(["loss"])}, "is a ndarray, not list"),

@@ -13,7 +13,7 @@ import torch
 
 from mainspring import Trainer, TrainingArguments
 from mainspring.arguments.not_yet import AVAILABLE
-from mainspring.checkpoint import load_torch, load_weights
+from mainspring.checkpoint import load_torch, load_weights, reseal
 from mainspring.checkpoint.pickles import refuse, scan_folder
 from mainspring.errors import CheckpointError
 from tests.checkpoint import payloads
@@ -81,7 +81,7 @@ def crafted(good: Path, tmp_path: Path, name: str, payload: Payload, form: Form)
     shutil.copytree(good, folder)
     (folder / name).parent.mkdir(exist_ok=True)
     form(payload(tmp_path / "executed"), folder / name)
-    (folder / "manifest.json").unlink(missing_ok=True)  # whoever crafts one leaves no hash that would tell
+    reseal(folder)  # whoever can write the file can write a manifest that fits
     return folder
 
 
@@ -145,6 +145,7 @@ def test_pickled_weights_are_refused_by_name(good: Path, tmp_path: Path, sharded
     if sharded:
         index = {"metadata": {}, "weight_map": {"hidden.weight": name}}
         (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    reseal(folder)
     refusal = resume(trainer(tmp_path / "out"), folder)
     assert not (tmp_path / "executed").exists()
     assert refusal is not None
@@ -189,6 +190,7 @@ def test_crafted_adapters_are_refused_by_name(tmp_path: Path, form: Form) -> Non
 def test_a_crafted_best_model_executes_nothing(good: Path, tmp_path: Path) -> None:
     folder = crafted(good, tmp_path, "pytorch_model.bin", payloads.by_global, payloads.write_zip)
     (folder / "model.safetensors").unlink()
+    reseal(folder)
     run = trainer(tmp_path / "out")
     run.state.best_model_checkpoint = str(folder)
     with pytest.raises(CheckpointError, match=r"pytorch_model\.bin"):

@@ -89,7 +89,7 @@ def problem(name: str, value: Any, default: Any) -> Problem | None:
 
 def _is_plain(value: Any) -> bool:
     """Whether it can be compared as a whole: arrays are compared item by item."""
-    return value is None or isinstance(value, (str, bool, int, list, tuple)) or type(value) is float
+    return value is None or isinstance(value, (str, bool, int, float, list, tuple))
 
 
 def _is_empty(value: Any) -> bool:

@@ -122,6 +122,7 @@ FSDP = [
     {"fsdp": "offload"},
     {"fsdp": "full_shard", "fsdp_config": {"min_num_params": 5}},
     {"fsdp": "shard_grad_op", "fsdp_config": '{"cpu_offload": "true"}'},
+    {"fsdp": "full_shard offload", "fsdp_config": {"reshard_after_forward": False, "cpu_offload": False}},
     {"fsdp": "hybrid_shard", "fsdp_config": {"version": 1}},
     {"fsdp": "no_shard", "fsdp_config": {"version": 1}},
     {"fsdp": True},
