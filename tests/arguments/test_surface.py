@@ -18,7 +18,17 @@ from mainspring.names import OPTIMIZER_NAMES, SCHEDULER_NAMES
 
 pytestmark = pytest.mark.parity
 
-OWN = {"compat", "eval_loss_reduction", "resume_log_window"}
+OWN = {
+    "compat",
+    "eval_loss_reduction",
+    "max_time",
+    "resume_log_window",
+    "save_failure",
+    "save_in_background",
+    "save_on_exception",
+    "save_training_args_bin",
+    "stop_signals",
+}
 """Options that only this package has."""
 
 OTHER_DEFAULTS = {
