@@ -1031,10 +1031,8 @@ class Trainer(OlderNames):
             if self._own.exact_position:
                 through = 0 < stored.examples <= stored.epoch_samples
                 self._compare_with(checkpoint, stored, inside_epoch=skip > 0 and not through)
-                if (
-                    through and stored.examples != self._examples()
-                ):  # what is new in the data begins with the next epoch
-                    epoch, skip = epoch + 1, 0
+                if through and stored.examples != self._examples():
+                    epoch, skip = epoch + 1, 0  # what is new in the data begins with the next epoch
             self._progress = stored
             self._progress.batch_size, self._progress.world_size = now
         manifest = ckpt.read_manifest(checkpoint)

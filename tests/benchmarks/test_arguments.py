@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "arguments.py"
+from tests.benchmarks.loading import FOLDER, load
 
+SCRIPT = FOLDER / "arguments.py"
 
-def _load() -> Any:
-    spec = importlib.util.spec_from_file_location("benchmark_of_arguments", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-benchmark = _load()
+benchmark = load("arguments")
 
 
 @pytest.mark.parametrize("package", benchmark.PACKAGES)

@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "checkpoint.py"
+from tests.benchmarks.loading import load
 
-
-def _load() -> Any:
-    spec = importlib.util.spec_from_file_location("benchmark_of_checkpoints", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-benchmark = _load()
+benchmark = load("checkpoint")
 
 
 @pytest.mark.parametrize("contender", benchmark.PACKAGES)

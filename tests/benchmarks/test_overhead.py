@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "overhead.py"
+from tests.benchmarks.loading import load
 
-
-def _load() -> Any:
-    spec = importlib.util.spec_from_file_location("overhead", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["overhead"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-overhead = _load()
+overhead = load("overhead")
 
 
 @pytest.mark.parametrize("name", ["mlp", "gpt2"])
