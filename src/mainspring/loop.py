@@ -6,6 +6,8 @@ round what a user overrides.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -59,6 +61,9 @@ class Run:
         may_leave_evaluation: Whether the evaluation under way is one that a resumed run can make again.
         rng: The random states to begin with, where they are not the checkpoint's.
         boundary: What an exception inside an update would lose; None where nothing is saved then.
+        stopped: Whether a callback had ended the epoch to begin with, or all training, before the checkpoint was written.
+        grad_norm: Gradient norm of the last update.
+        learning_rate: Learning rate that it used.
     """
 
     plan: TrainPlan
@@ -75,6 +80,9 @@ class Run:
     may_leave_evaluation: bool = False
     rng: dict[str, Any] | None = None
     boundary: Boundary | None = None
+    stopped: bool = False
+    grad_norm: Tensor | float | None = None
+    learning_rate: float | None = None
 
 
 def fit(trainer: Trainer, run: Run) -> TrainOutput:
@@ -82,12 +90,13 @@ def fit(trainer: Trainer, run: Run) -> TrainOutput:
     with run.stops.listen(), trainer._saving_on_exception(run):
         trainer._fire("on_train_begin")
         if trainer.args.eval_on_start and not (run.checkpoint is not None and trainer._own.exact_position):
-            trainer._evaluate(run.trial, run.ignore_keys, skip_scheduler=True)
+            with _leaving_evaluation(trainer, run):
+                trainer._evaluate(run.trial, run.ignore_keys, skip_scheduler=True)
             _heed_stop(trainer, run)
         if trainer._restore_pending_events(run):
             UpdateRunner(trainer, run, run.first_epoch, run.skip).log_save_evaluate()
             run.rng = trainer._random_states()
-        for epoch in range(run.first_epoch, run.plan.num_train_epochs):
+        for epoch in _epochs(run):
             trainer._fire("on_epoch_begin")
             trainer._run_epoch(**_epoch_arguments(run, epoch))
             _heed_stop(trainer, run)
@@ -95,6 +104,12 @@ def fit(trainer: Trainer, run: Run) -> TrainOutput:
                 break
         _heed_stop(trainer, run)  # between processes an answer comes with the question after it
     return trainer._finalize_training(run.trial, run.plan.num_train_samples, run.start_time)
+
+
+def _epochs(run: Run) -> range:
+    """The epochs left; none where the training had been stopped between two of them."""
+    end = run.plan.num_train_epochs
+    return range(end if run.stopped and run.skip == 0 else run.first_epoch, end)
 
 
 def _epoch_arguments(run: Run, epoch: int) -> dict[str, Any]:
@@ -120,7 +135,7 @@ def run_epoch(trainer: Trainer, run: Run, epoch: int, skip: int) -> None:
     batches = trainer._batches_of(run, epoch, skip)
     update = UpdateRunner(trainer, run, epoch, skip)
     read_anything = skip > 0
-    for size in plan.sizes_of_updates(skip, run.carried):
+    for size in () if _was_stopped(trainer, run) else plan.sizes_of_updates(skip, run.carried):
         if trainer.state.global_step >= plan.max_steps:
             control.should_training_stop = True
             break
@@ -137,6 +152,14 @@ def run_epoch(trainer: Trainer, run: Run, epoch: int, skip: int) -> None:
     trainer._fire("on_epoch_end")
     trainer._close_epoch(epoch)
     update.log_save_evaluate()
+
+
+def _was_stopped(trainer: Trainer, run: Run) -> bool:
+    """Whether the checkpoint says that this epoch has no update left; its events and what follows them are still due."""
+    stopped, run.stopped = run.stopped, False
+    if stopped:
+        trainer._restore_stops()  # the epoch's beginning took one back
+    return stopped
 
 
 def _stop_without_data(trainer: Trainer) -> None:
@@ -166,6 +189,19 @@ def _stop(trainer: Trainer, run: Run) -> NoReturn:
     raise run.stops.ending(message)
 
 
+@contextlib.contextmanager
+def _leaving_evaluation(trainer: Trainer, run: Run) -> Iterator[None]:
+    """Let a request to stop end an evaluation between two batches: a resumed run makes it again."""
+    run.may_leave_evaluation = True
+    try:
+        yield
+    except StopInsideEvaluation:
+        trainer._note_pending_events()
+        _stop(trainer, run)
+    finally:
+        run.may_leave_evaluation = False
+
+
 class UpdateRunner:
     """`run_update` of one epoch, with what does not change between updates looked up once."""
 
@@ -174,8 +210,6 @@ class UpdateRunner:
         self.run = run
         self.epoch = epoch
         self.done = done
-        self.grad_norm: Tensor | float | None = None
-        self.learning_rate: float | None = None
         self._whole = run.plan.gradient_accumulation_steps
         self._steps_when_short = run.plan.steps_when_short
         self._training_step = adapt(trainer.training_step, ("model", "inputs", "num_items_in_batch"))
@@ -223,16 +257,16 @@ class UpdateRunner:
 
     def _step(self, trainer: Trainer) -> None:
         """Clip, step, move the schedule, forget the gradients."""
-        model = self.run.model
+        run, model = self.run, self.run.model
         limit = trainer.args.max_grad_norm
-        if self.run.boundary is not None:
-            self.run.boundary.inside_step = True
+        if run.boundary is not None:
+            run.boundary.inside_step = True
         clipped = trainer._clip_grad_norm(model) if limit is not None and limit > 0 else None
-        self.grad_norm = trainer._get_grad_norm(model, grad_norm=clipped)
+        run.grad_norm = trainer._get_grad_norm(model, grad_norm=clipped)
         trainer._fire("on_pre_optimizer_step")
         trainer._engine.step(trainer.optimizer)
         trainer._fire("on_optimizer_step")
-        self.learning_rate = trainer._get_learning_rate()  # the rate that this update used
+        run.learning_rate = trainer._get_learning_rate()  # the rate that this update used
         trainer._step_scheduler()
         trainer._parts_of(model).forget_gradients()
 
@@ -244,23 +278,17 @@ class UpdateRunner:
     def log_save_evaluate(self) -> None:
         """Log, evaluate and save where the control asks for it, through the overridable seam."""
         trainer, run = self.trainer, self.run
-        run.may_leave_evaluation = True
-        try:
+        with _leaving_evaluation(trainer, run):
             self._maybe_log_save_evaluate(
                 trainer._window.total,
-                self.grad_norm,
+                run.grad_norm,
                 run.model,
                 run.trial,
                 self.epoch,
                 run.ignore_keys,
                 run.start_time,
-                self.learning_rate,
+                run.learning_rate,
             )
-        except StopInsideEvaluation:
-            trainer._note_pending_events()
-            _stop(trainer, run)
-        finally:
-            run.may_leave_evaluation = False
         trainer._tell_of_finished_saves()
 
 

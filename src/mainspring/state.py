@@ -436,6 +436,9 @@ class Progress:
         examples: samples of one epoch; 0 where that is unknown.
         schedule_batch: samples of one update, over all processes, as the schedule counts them; 0 where that is unknown.
         pending: what was still to be done at this update: names of control flags.
+        stops: what a callback had ended by then, the epoch under way or the training: names of control flags.
+        grad_norm: gradient norm of the last update, which the next log may ask for; None where there was none.
+        learning_rate: learning rate of the last update.
     """
 
     epoch: int = 0
@@ -451,6 +454,9 @@ class Progress:
     examples: int = 0
     schedule_batch: int = 0
     pending: list[str] = field(default_factory=list)
+    stops: list[str] = field(default_factory=list)
+    grad_norm: float | None = None
+    learning_rate: float | None = None
 
     def to_json(self, path: FilePath) -> None:
         """Write to `path`; floats are written so that reading gives the same bits."""

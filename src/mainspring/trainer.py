@@ -353,6 +353,8 @@ class Trainer(OlderNames):
             _warn(f"label_smoothing_factor={args.label_smoothing_factor} is not used: compute_loss_func makes the loss")
         if self.optimizer is not None and args.weight_decay:
             _warn(f"weight_decay={args.weight_decay} is not used: optimizers brings its own")
+        if self._saving.on_exception and self._engine.world_size > 1:
+            _warn("save_on_exception is not used with several processes: the others may be in another update")
 
     def _validate_data(self) -> None:
         if not callable(self.data_collator):
@@ -852,6 +854,9 @@ class Trainer(OlderNames):
             ignore_keys=ignore_keys_for_eval,
             stops=self._stop_requests(),
             boundary=loop.Boundary() if self._saving.on_exception else None,
+            stopped=self._was_stopped(skip),
+            grad_norm=self._progress.grad_norm,
+            learning_rate=self._progress.learning_rate,
         )
         self._announce(plan)
         self._begin_counting(resume_from_checkpoint)
@@ -880,12 +885,32 @@ class Trainer(OlderNames):
 
     def _restore_pending_events(self, run: loop.Run) -> bool:
         """Ask for what the checkpoint says was still to be done; whether that is anything."""
+        self._restore_stops()
         pending, self._progress.pending = self._progress.pending, []
         for flag in pending:
             setattr(self.control, flag, True)
         if pending:
             self._load_rng_state(run.checkpoint)
         return bool(pending)
+
+    def _was_stopped(self, skip: int) -> bool:
+        """Whether a callback had ended this epoch, or the training before its planned end, when the checkpoint was written."""
+        progress = self._progress
+        if not (self._own.exact_position and self._own.restore_callback_states):
+            progress.stops = []
+        if "should_training_stop" in progress.stops:
+            logger.warning(
+                "the training had been stopped at step %d of %d, and ends there again; "
+                "restore_callback_states_from_checkpoint=False trains on",
+                self.state.global_step,
+                self.state.max_steps,
+            )
+            return True
+        return skip > 0 and bool(progress.stops)
+
+    def _restore_stops(self) -> None:
+        for flag in self._progress.stops:
+            setattr(self.control, flag, True)
 
     def _random_states(self) -> dict[str, Any]:
         return capture_rng(distributed=self._is_distributed())
@@ -1010,34 +1035,46 @@ class Trainer(OlderNames):
         return epoch, skip
 
     def _restore_state(self, checkpoint: str, updates_per_epoch: int) -> tuple[int, int]:
-        self.state = TrainerState.load_from_json(os.path.join(checkpoint, ckpt.TRAINER_STATE_NAME))
+        """Take over what the checkpoint says of the run; nothing of it where this run cannot go on from there."""
+        state = TrainerState.load_from_json(os.path.join(checkpoint, ckpt.TRAINER_STATE_NAME))
+        stored = Progress.from_json(os.path.join(checkpoint, ckpt.PROGRESS_NAME))
+        if stored is not None and self._own.exact_position:
+            epoch, skip = self._exact_position(checkpoint, stored)
+        else:  # as in the reference: the position follows from the number of updates
+            epoch, updates = divmod(state.global_step, updates_per_epoch)
+            skip = 0 if self.args.ignore_data_skip else updates * self.args.gradient_accumulation_steps
+        self.state = state
+        self._forget_missing_best()
+        self._restore_callbacks(checkpoint)
+        if stored is not None:
+            stored.batch_size, stored.world_size = self._progress.batch_size, self._progress.world_size
+            self._progress = stored
+        manifest = ckpt.read_manifest(checkpoint)
+        self._run_id = self._run_id if manifest is None else manifest.facts.run_id
+        return epoch, skip
+
+    def _exact_position(self, checkpoint: str, stored: Progress) -> tuple[int, int]:
+        """The epoch to go on in and its micro-batches done, counted in samples where batches have another size now."""
+        now = self._progress.batch_size, self._progress.world_size
+        same = (stored.batch_size, stored.world_size) == now
+        skip = stored.batches if same else math.ceil(stored.epoch_samples / math.prod(now))
+        skip = 0 if self.args.ignore_data_skip else skip
+        through = 0 < stored.examples <= stored.epoch_samples
+        self._compare_with(checkpoint, stored, inside_epoch=skip > 0 and not through)
+        if through and stored.examples != self._examples():
+            return stored.epoch + 1, 0  # what is new in the data begins with the next epoch
+        return stored.epoch, skip
+
+    def _forget_missing_best(self) -> None:
         if self.state.best_model_checkpoint is not None and not os.path.isdir(self.state.best_model_checkpoint):
             logger.warning("the best checkpoint so far, %s, is gone: forgotten", self.state.best_model_checkpoint)
             self.state.best_model_checkpoint = None
+
+    def _restore_callbacks(self, checkpoint: str) -> None:
         self._load_callback_state()
         file = os.path.join(checkpoint, ckpt.CALLBACKS_NAME)
         if self._own.restore_callback_states and os.path.isfile(file):
             load_state_dicts(self.callback_handler.callbacks, ckpt.load_torch(file))
-        stored = Progress.from_json(os.path.join(checkpoint, ckpt.PROGRESS_NAME))
-        now = self._progress.batch_size, self._progress.world_size
-        if stored is not None and self._own.exact_position:
-            same = (stored.batch_size, stored.world_size) == now
-            epoch, skip = stored.epoch, stored.batches if same else math.ceil(stored.epoch_samples / math.prod(now))
-        else:  # as in the reference: the position follows from the number of updates
-            epoch, updates = divmod(self.state.global_step, updates_per_epoch)
-            skip = updates * self.args.gradient_accumulation_steps
-        skip = 0 if self.args.ignore_data_skip else skip
-        if stored is not None:
-            if self._own.exact_position:
-                through = 0 < stored.examples <= stored.epoch_samples
-                self._compare_with(checkpoint, stored, inside_epoch=skip > 0 and not through)
-                if through and stored.examples != self._examples():
-                    epoch, skip = epoch + 1, 0  # what is new in the data begins with the next epoch
-            self._progress = stored
-            self._progress.batch_size, self._progress.world_size = now
-        manifest = ckpt.read_manifest(checkpoint)
-        self._run_id = self._run_id if manifest is None else manifest.facts.run_id
-        return epoch, skip
 
     def _compare_with(self, checkpoint: str, stored: Progress, inside_epoch: bool) -> None:
         """Tell what has changed since the checkpoint was written; refuse what would make it mean something else."""
@@ -1767,6 +1804,19 @@ class Trainer(OlderNames):
         progress.window_steps = self.state.global_step - self._globalstep_last_logged
         progress.total_loss = self._total_loss_scalar
         progress.first_step = self._loss_first_step
+        progress.stops = self._stops()
+        assert self._run is not None
+        norm, progress.learning_rate = self._run.grad_norm, self._run.learning_rate
+        progress.grad_norm = None if norm is None else float(norm)
+
+    def _stops(self) -> list[str]:
+        """What callbacks have ended; the planned end is none of it: another run may plan on."""
+        control, ended = self.control, []
+        if control.should_training_stop and self.state.global_step < self.state.max_steps:
+            ended.append("should_training_stop")
+        if control.should_epoch_stop and self._progress.batches:
+            ended.append("should_epoch_stop")
+        return ended
 
     def _save_progress(self, folder: str) -> None:
         """Write the state, and beside it what the reference's files have no place for."""
@@ -1794,7 +1844,8 @@ class Trainer(OlderNames):
         """Save, and tell the callbacks once the checkpoint is in place."""
         self._tell_of_finished_saves(wait=True)
         self._saver.failed = False
-        self._save_checkpoint(model, trial)
+        with self._saver.held():
+            self._save_checkpoint(model, trial)
         self.control.should_save = False  # whether or not it came about, and whenever callbacks are told of it
         if self._saver.failed:
             return

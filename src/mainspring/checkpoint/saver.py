@@ -5,16 +5,17 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import threading
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 from mainspring.checkpoint.background import BackgroundWriter, Finished
 from mainspring.checkpoint.manifest import Facts
 from mainspring.checkpoint.space import check_space
-from mainspring.checkpoint.staging import staged
+from mainspring.checkpoint.staging import Stage, staged
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,8 @@ class Saver:
         self._writes = writes
         self._raises = raises
         self._background = BackgroundWriter() if in_background else None
+        self._holds = False
+        self._may_commit = threading.Event()
         self.failures = 0
         self.failed = False
         self.slowest_s = 0.0
@@ -59,6 +62,16 @@ class Saver:
     def in_background(self) -> bool:
         """Whether `save` returns before the checkpoint is in place."""
         return self._background is not None
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Put nothing in place before the body ends: files that it writes to the place itself belong to the checkpoint."""
+        self._holds = True
+        try:
+            yield
+        finally:
+            self._holds = False
+            self._may_commit.set()
 
     def save(
         self, folder: StrPath, facts: Facts, fill: Callable[[str], object], needed_bytes: Callable[[], int]
@@ -73,9 +86,15 @@ class Saver:
 
         Raises:
             OSError: The system refused, where that ends the run. Older checkpoints are untouched.
+            Exception: What `fill` raised, on its process; the others raise a `RuntimeError`.
         """
         began = time.perf_counter()
+        self._may_commit.set()  # for the save before this one
         own = self._lead(folder, facts, fill, needed_bytes) if self._writes else self._follow(fill)
+        if self._processes.any(own is not None and not isinstance(own, OSError)):
+            if own is not None and not isinstance(own, OSError):
+                raise own
+            raise RuntimeError(f"{folder} was not saved: another process failed, and says why")
         error = self._processes.share(own)
         error = own or error  # the process that knows why says so
         self.failed = error is not None
@@ -117,40 +136,48 @@ class Saver:
 
     def _lead(
         self, folder: StrPath, facts: Facts, fill: Callable[[str], object], needed_bytes: Callable[[], int]
-    ) -> OSError | None:
+    ) -> Exception | None:
         path = None
         try:
             check_space(folder, needed_bytes())
             with self._stage(folder, facts) as stage:
                 path = self._processes.share(os.fspath(stage))
                 self._fill(fill, path)
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 (raised by `save`, once all processes know)
             if path is None:
                 self._processes.share(None)
             return error
         return None
 
-    def _follow(self, fill: Callable[[str], object]) -> OSError | None:
+    def _follow(self, fill: Callable[[str], object]) -> Exception | None:
         path = self._processes.share(None)
         if path is None:
             return None
         try:
             self._fill(fill, path)
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 (raised by `save`, once all processes know)
             return error
         return None
 
     def _stage(self, folder: StrPath, facts: Facts) -> AbstractContextManager[Path]:
         if self._background is None:
             return staged(folder, facts)
-        return self._background.staged(folder, lambda stage: stage.commit(facts))
+        self._may_commit = may_commit = threading.Event()
+        if not self._holds:
+            may_commit.set()
+
+        def commit(stage: Stage) -> None:
+            may_commit.wait()
+            stage.commit(facts)
+
+        return self._background.staged(folder, commit)
 
     def _fill(self, fill: Callable[[str], object], path: str) -> None:
         """Fill the stage, and fail on every process where any did."""
-        error = None
+        error: Exception | None = None
         try:
             fill(path)
-        except OSError as problem:
+        except Exception as problem:  # noqa: BLE001 (raised below)
             error = problem
         if self._processes.any(error is not None):
             raise error or OSError(errno.EIO, "another process could not write its files", path)
