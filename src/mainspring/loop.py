@@ -19,27 +19,41 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from mainspring.metrics import TrainOutput
-    from mainspring.state import TrainPlan
+    from mainspring.state import TrainerState, TrainPlan
     from mainspring.trainer import Trainer
 
 logger = get_logger(__name__)
 
 
-@dataclass
+EVENTS = ("should_log", "should_evaluate", "should_save")
+"""What may be due at the end of an update: control flags, in the order in which they are served."""
+
+
+@dataclass(frozen=True)
 class Boundary:
-    """What the end of an update leaves behind that the next one changes before it is complete.
+    """Where a run can go back to, the weights being what they are: all else that it changes from here on.
 
     Attributes:
+        due: What is to be done here still: those of `EVENTS`.
         rng: The random states.
-        window_loss: Sum of the losses since the last log, 0-d.
-        counted: Operations and input tokens counted since the last log.
-        inside_step: Whether the weights are being changed: then there is nothing to go back to.
+        window: Sum of the losses since the last log, 0-d.
+        total_loss: Sum of the losses until then.
+        logged_at: Update of the last log.
+        counted: Operations and input tokens counted since then.
+        state: A shallow copy of the trainer's state.
+        logs: Length of its history.
+        callbacks: States of callbacks and control, by class.
     """
 
-    rng: dict[str, Any] = field(default_factory=dict)
-    window_loss: Tensor | None = None
-    counted: tuple[float, Any] = (0.0, 0)
-    inside_step: bool = False
+    due: tuple[str, ...]
+    rng: dict[str, Any]
+    window: Tensor
+    total_loss: float
+    logged_at: int
+    counted: tuple[float, Any]
+    state: TrainerState
+    logs: int
+    callbacks: dict[str, Any]
 
 
 @dataclass
@@ -58,9 +72,13 @@ class Run:
         ignore_keys: Output keys that evaluations leave out.
         carried: Micro-batches whose update the next epoch completes, their gradients being kept.
         stops: What may ask the run to stop.
-        may_leave_evaluation: Whether the evaluation under way is one that a resumed run can make again.
+        passed: Samples of the first epoch that lie before its micro-batch `skip`, over all processes; None: counted in
+            batches.
+        position: What the checkpoint says of the place in a stream, until the first batch after it is asked for.
+        before_evaluation: Where a resumed run makes the evaluation under way again; None: it is not one to be left.
         rng: The random states to begin with, where they are not the checkpoint's.
-        boundary: What an exception inside an update would lose; None where nothing is saved then.
+        saves_on_exception: Whether an exception first saves the run as it was at `boundary`.
+        boundary: The last place that an exception would go back to; None while the weights are being changed.
         stopped: Whether a callback had ended the epoch to begin with, or all training, before the checkpoint was written.
         grad_norm: Gradient norm of the last update.
         learning_rate: Learning rate that it used.
@@ -77,8 +95,11 @@ class Run:
     ignore_keys: list[str] | None = None
     carried: int = 0
     stops: StopRequests = field(default_factory=StopRequests)
-    may_leave_evaluation: bool = False
+    passed: int | None = None
+    position: Any = None
+    before_evaluation: Boundary | None = None
     rng: dict[str, Any] | None = None
+    saves_on_exception: bool = False
     boundary: Boundary | None = None
     stopped: bool = False
     grad_norm: Tensor | float | None = None
@@ -87,23 +108,31 @@ class Run:
 
 def fit(trainer: Trainer, run: Run) -> TrainOutput:
     """Train from where the run starts to the end of its plan."""
-    with run.stops.listen(), trainer._saving_on_exception(run):
-        trainer._fire("on_train_begin")
-        if trainer.args.eval_on_start and not (run.checkpoint is not None and trainer._own.exact_position):
-            with _leaving_evaluation(trainer, run):
-                trainer._evaluate(run.trial, run.ignore_keys, skip_scheduler=True)
-            _heed_stop(trainer, run)
-        if trainer._restore_pending_events(run):
-            UpdateRunner(trainer, run, run.first_epoch, run.skip).log_save_evaluate()
-            run.rng = trainer._random_states()
-        for epoch in _epochs(run):
-            trainer._fire("on_epoch_begin")
-            trainer._run_epoch(**_epoch_arguments(run, epoch))
-            _heed_stop(trainer, run)
-            if trainer.control.should_training_stop:
-                break
-        _heed_stop(trainer, run)  # between processes an answer comes with the question after it
-    return trainer._finalize_training(run.trial, run.plan.num_train_samples, run.start_time)
+    with run.stops.listen():
+        with trainer._saving_on_exception(run):
+            trainer._fire("on_train_begin")
+            _begin(trainer, run)
+            for epoch in _epochs(run):
+                trainer._fire("on_epoch_begin")
+                trainer._run_epoch(**_epoch_arguments(run, epoch))
+                _heed_stop(trainer, run)
+                if trainer.control.should_training_stop:
+                    break
+            _heed_stop(trainer, run)  # between processes an answer comes with the question after it
+        output = trainer._finalize_training(run.trial, run.plan.num_train_samples, run.start_time)
+        _heed_late_stop(trainer, run)
+    return output
+
+
+def _begin(trainer: Trainer, run: Run) -> None:
+    """What comes before the first epoch: the first evaluation, or what a stopped run had left to be done."""
+    if trainer.args.eval_on_start and not (run.checkpoint is not None and trainer._own.exact_position):
+        with _leaving_evaluation(trainer, run):
+            trainer._evaluate(run.trial, run.ignore_keys, skip_scheduler=True)
+        _heed_stop(trainer, run)
+    if trainer._restore_pending_events(run):
+        UpdateRunner(trainer, run, run.first_epoch, run.skip).log_save_evaluate()
+        run.rng = trainer._random_states()
 
 
 def _epochs(run: Run) -> range:
@@ -177,6 +206,15 @@ def _heed_stop(trainer: Trainer, run: Run) -> None:
         _stop(trainer, run)
 
 
+def _heed_late_stop(trainer: Trainer, run: Run) -> None:
+    """A request that came when all was trained was not for nothing: the program ends, and has nothing left to train."""
+    if run.stops.active and trainer._engine.agree(run.stops.wanted()):
+        step = trainer.state.global_step
+        raise run.stops.ending(
+            f"{run.stops.reason or 'another process was asked'}: training is complete at step {step}"
+        )
+
+
 def _stop(trainer: Trainer, run: Run) -> NoReturn:
     """Save, and say what continues the run."""
     place = f"{run.stops.reason or 'another process was asked'}: stopped at step {trainer.state.global_step}"
@@ -192,14 +230,12 @@ def _stop(trainer: Trainer, run: Run) -> NoReturn:
 @contextlib.contextmanager
 def _leaving_evaluation(trainer: Trainer, run: Run) -> Iterator[None]:
     """Let a request to stop end an evaluation between two batches: a resumed run makes it again."""
-    run.may_leave_evaluation = True
     try:
         yield
     except StopInsideEvaluation:
-        trainer._note_pending_events()
+        assert run.before_evaluation is not None
+        trainer._return_to(run.before_evaluation)
         _stop(trainer, run)
-    finally:
-        run.may_leave_evaluation = False
 
 
 class UpdateRunner:
@@ -227,8 +263,8 @@ class UpdateRunner:
         self._advance(trainer)
         trainer._fire("on_step_end")
         self.log_save_evaluate()
-        if run.boundary is not None:
-            trainer._mark_boundary(run.boundary)
+        if run.saves_on_exception:
+            run.boundary = trainer._boundary()
         _heed_stop(trainer, run)
 
     def _accumulate(self, micro_batches: list[Any], num_items: Tensor | int | None, last: int | None) -> bool:
@@ -259,8 +295,7 @@ class UpdateRunner:
         """Clip, step, move the schedule, forget the gradients."""
         run, model = self.run, self.run.model
         limit = trainer.args.max_grad_norm
-        if run.boundary is not None:
-            run.boundary.inside_step = True
+        run.boundary = None
         clipped = trainer._clip_grad_norm(model) if limit is not None and limit > 0 else None
         run.grad_norm = trainer._get_grad_norm(model, grad_norm=clipped)
         trainer._fire("on_pre_optimizer_step")
@@ -278,6 +313,8 @@ class UpdateRunner:
     def log_save_evaluate(self) -> None:
         """Log, evaluate and save where the control asks for it, through the overridable seam."""
         trainer, run = self.trainer, self.run
+        if run.saves_on_exception:
+            run.boundary = trainer._boundary(due=[flag for flag in EVENTS if getattr(trainer.control, flag)])
         with _leaving_evaluation(trainer, run):
             self._maybe_log_save_evaluate(
                 trainer._window.total,

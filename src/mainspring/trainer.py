@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 import torch
@@ -37,7 +38,7 @@ from mainspring.callbacks.progress import PrinterCallback, ProgressCallback
 from mainspring.data.collators import DataCollatorWithPadding, RemoveColumnsCollator, default_data_collator
 from mainspring.data.columns import is_table, remove_unused_columns
 from mainspring.data.loaders import LoaderOptions, build_loader
-from mainspring.data.position import batches_from, capture_position
+from mainspring.data.position import batches_from, capture_position, enters_by_samples
 from mainspring.data.random_stream import DataStream
 from mainspring.data.samplers import EpochRandomSampler, IterableShard
 from mainspring.errors import OptionError, did_you_mean
@@ -73,6 +74,7 @@ from mainspring.state import (
     TrainerControl,
     TrainerState,
     TrainPlan,
+    export_states,
     load_state_dicts,
     plan_training,
     read_object,
@@ -86,6 +88,9 @@ if TYPE_CHECKING:
     from mainspring.engines.base import SingleProcess
 
 logger = get_logger(__name__)
+
+_SLOW_DISK = 100e6
+"""Bytes per second that the first save of a run with `max_time` is expected to be written at."""
 
 _EVALUATION_KEYS = frozenset({"loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time"})
 
@@ -286,7 +291,6 @@ class Trainer(OlderNames):
         self._run: loop.Run | None = None
         self._run_id = ""
         self._schedule_rate = 1.0
-        self._rng_before_evaluation: dict[str, Any] = {}
         self._evaluated_at: tuple[int, dict[str, float]] = (-1, {})
         self._state_of_save = TrainerState()
         self._saved_step: int | None = None  # update of the newest checkpoint that this run wrote
@@ -837,6 +841,7 @@ class Trainer(OlderNames):
         args = self.args if args is None else args
         loader = self.get_train_dataloader()
         plan = self._plan(args, loader)
+        self._by_samples = enters_by_samples(loader)
         first_epoch, skip = self._init_training_state(
             plan.max_steps, plan.num_update_steps_per_epoch, plan.num_train_epochs, resume_from_checkpoint, trial
         )
@@ -853,7 +858,9 @@ class Trainer(OlderNames):
             trial=trial,
             ignore_keys=ignore_keys_for_eval,
             stops=self._stop_requests(),
-            boundary=loop.Boundary() if self._saving.on_exception else None,
+            passed=(self._progress.epoch_samples or None) if self._by_samples else None,
+            position=self._stored_position(resume_from_checkpoint) if skip else None,
+            saves_on_exception=self._saving.on_exception,
             stopped=self._was_stopped(skip),
             grad_norm=self._progress.grad_norm,
             learning_rate=self._progress.learning_rate,
@@ -867,21 +874,43 @@ class Trainer(OlderNames):
         """Signals are held back only where there will be a checkpoint to go on from."""
         if not self._saves_checkpoints() or self.args.save_only_model:
             return StopRequests()
-        return StopRequests(self._saving.stop_signals, self._saving.max_time_s)
+        requests = StopRequests(self._saving.stop_signals, self._saving.max_time_s)
+        if self._saving.max_time_s is not None:  # no save has been measured yet; weights and two moments of each
+            requests.keep_back(3 * ckpt.estimate_bytes(self.model.state_dict()) / _SLOW_DISK)
+        return requests
 
     def _heed_stop_in_evaluation(self) -> None:
         """Leave an evaluation of the training loop between two batches, where the run was asked to stop."""
         run = self._run
-        if run is None or not run.may_leave_evaluation or not run.stops.active:
+        if run is None or run.before_evaluation is None:
             return
         if self._engine.agree(run.stops.wanted()):
             raise StopInsideEvaluation
 
-    def _note_pending_events(self) -> None:
-        """What this update's evaluation was left before: a resumed run begins with it, and with its random numbers."""
-        restore_rng(self._rng_before_evaluation, distributed=self._is_distributed())
-        pending = ("should_evaluate", "should_save")
-        self._progress.pending = [flag for flag in pending if getattr(self.control, flag)]
+    def _boundary(self, due: Sequence[str] = ()) -> loop.Boundary:
+        """This instant, with what is still to be done at it."""
+        return loop.Boundary(
+            due=tuple(due),
+            rng=self._random_states(),
+            window=self._window.total.clone(),
+            total_loss=self._total_loss_scalar,
+            logged_at=self._globalstep_last_logged,
+            counted=(self.current_flos, copy.copy(self._tokens_waiting)),
+            state=copy.copy(self.state),
+            logs=len(self.state.log_history),
+            callbacks=export_states(self._exportable()),
+        )
+
+    def _return_to(self, boundary: loop.Boundary) -> None:
+        """Take back what happened since; a run resumed from a checkpoint written now does it again."""
+        restore_rng(boundary.rng, distributed=self._is_distributed())
+        self._window.total.copy_(boundary.window)
+        self._total_loss_scalar, self._globalstep_last_logged = boundary.total_loss, boundary.logged_at
+        self.current_flos, self._tokens_waiting = boundary.counted
+        vars(self.state).update(vars(boundary.state))
+        del self.state.log_history[boundary.logs :]
+        restore_callbacks(self.callback_handler.callbacks, self.control, boundary.callbacks)
+        self._progress.pending = list(boundary.due)
 
     def _restore_pending_events(self, run: loop.Run) -> bool:
         """Ask for what the checkpoint says was still to be done; whether that is anything."""
@@ -915,29 +944,26 @@ class Trainer(OlderNames):
     def _random_states(self) -> dict[str, Any]:
         return capture_rng(distributed=self._is_distributed())
 
-    def _mark_boundary(self, boundary: loop.Boundary) -> None:
-        boundary.rng = self._random_states()
-        boundary.window_loss = self._window.total.clone()
-        boundary.counted = self.current_flos, copy.copy(self._tokens_waiting)
-        boundary.inside_step = False
-
     @contextlib.contextmanager
     def _saving_on_exception(self, run: loop.Run) -> Iterator[None]:
         """With `save_on_exception`, an exception in training first saves the last complete update."""
         try:
             yield
         except Exception:
-            boundary = run.boundary
-            if boundary is not None and self._engine.world_size > 1:
-                logger.error("save_on_exception saves nothing here: the other processes may be in another update")
-            elif boundary is not None and boundary.window_loss is not None and not boundary.inside_step:
-                restore_rng(boundary.rng, distributed=self._is_distributed())
-                self._window.total.copy_(boundary.window_loss)
-                self.current_flos, self._tokens_waiting = boundary.counted
-                folder = self._save_now(run.model, run.trial)
-                if folder is not None:
-                    logger.error("an exception ends the run: %s holds the last complete update", folder)
+            if run.saves_on_exception:
+                self._save_last_update(run)
             raise
+
+    def _save_last_update(self, run: loop.Run) -> None:
+        if self._engine.world_size > 1:
+            logger.error("save_on_exception saves nothing here: the other processes may be in another update")
+        elif run.boundary is None:
+            logger.error("save_on_exception saves nothing here: the exception came in the middle of an update")
+        elif self.state.global_step > 0:
+            self._return_to(run.boundary)
+            folder = self._save_now(run.model, run.trial)
+            if folder is not None:
+                logger.error("an exception ends the run: %s holds the last complete update", folder)
 
     def plan(self) -> TrainPlan:
         """What `train()` would do: updates, epochs and batch sizes, worked out without training."""
@@ -1043,6 +1069,7 @@ class Trainer(OlderNames):
         else:  # as in the reference: the position follows from the number of updates
             epoch, updates = divmod(state.global_step, updates_per_epoch)
             skip = 0 if self.args.ignore_data_skip else updates * self.args.gradient_accumulation_steps
+            stored = None if stored is None else replace(stored, epoch_samples=0)
         self.state = state
         self._forget_missing_best()
         self._restore_callbacks(checkpoint)
@@ -1057,13 +1084,23 @@ class Trainer(OlderNames):
         """The epoch to go on in and its micro-batches done, counted in samples where batches have another size now."""
         now = self._progress.batch_size, self._progress.world_size
         same = (stored.batch_size, stored.world_size) == now
-        skip = stored.batches if same else math.ceil(stored.epoch_samples / math.prod(now))
-        skip = 0 if self.args.ignore_data_skip else skip
+        skip = stored.batches if same else self._batches_before(stored, math.prod(now))
         through = 0 < stored.examples <= stored.epoch_samples
-        self._compare_with(checkpoint, stored, inside_epoch=skip > 0 and not through)
-        if through and stored.examples != self._examples():
-            return stored.epoch + 1, 0  # what is new in the data begins with the next epoch
+        goes_on = stored.epoch_samples > 0 and not self.args.ignore_data_skip
+        self._compare_with(checkpoint, stored, inside_epoch=goes_on and not through)
+        if through and stored.examples != self._examples():  # what is new in the data begins with the next epoch
+            stored.epoch, skip, stored.epoch_samples = stored.epoch + 1, 0, 0
+        elif self.args.ignore_data_skip:
+            skip = stored.epoch_samples = 0
         return stored.epoch, skip
+
+    def _batches_before(self, stored: Progress, size: int) -> int:
+        """Rounds of `size` samples that count as done, so that those left are the rounds that the samples left make."""
+        if not self._by_samples or not self._examples():
+            logger.warning("up to %d samples before the place where the run stood are read again", size - 1)
+            return stored.epoch_samples // size
+        spare = 0 if self.args.dataloader_drop_last else size - 1  # of the last round, which may lack samples
+        return (self._examples() + spare) // size - (self._examples() - stored.epoch_samples + spare) // size
 
     def _forget_missing_best(self) -> None:
         if self.state.best_model_checkpoint is not None and not os.path.isdir(self.state.best_model_checkpoint):
@@ -1163,7 +1200,7 @@ class Trainer(OlderNames):
         self._loss_first_step = step if self._own.train_loss_of_session else 0
         self._initial_num_input_tokens_seen = self.state.num_input_tokens_seen
         self._total_loss_scalar = 0.0
-        self._saved_step = step if checkpoint is not None else None
+        self._saved_step = step if checkpoint is not None and self._is_own_place(checkpoint) else None
         self._window = LossWindow(self.args.device, self.args.logging_nan_inf_filter)
         self._flop_counter = models.FlopCounter(self.model)
         self._parts = None
@@ -1204,7 +1241,9 @@ class Trainer(OlderNames):
         resumed = run.checkpoint is not None and epoch == run.first_epoch
         if resumed and skip == 0:
             self._restore_rng(run)
-        batches = batches_from(run.loader, epoch, skip, self._stored_position(run) if resumed and skip else None)
+        position, run.position = run.position, None
+        passed = run.passed if resumed else None
+        batches = batches_from(run.loader, epoch, skip, position, samples=passed)
         if resumed and skip > 0:
             self._restore_rng(run)
         return batches
@@ -1216,9 +1255,9 @@ class Trainer(OlderNames):
         else:
             restore_rng(run.rng, distributed=self._is_distributed())
 
-    def _stored_position(self, run: loop.Run) -> Any:
+    def _stored_position(self, checkpoint: str | None) -> Any:
         """Where a stream stood when the checkpoint was written, as it says itself; None where it does not."""
-        file = os.path.join(run.checkpoint or "", ckpt.DATA_POSITION_NAME)
+        file = os.path.join(checkpoint or "", ckpt.DATA_POSITION_NAME)
         return ckpt.load_torch(file) if self._own.exact_position and os.path.isfile(file) else None
 
     def _close_epoch(self, epoch: int) -> None:
@@ -1229,7 +1268,11 @@ class Trainer(OlderNames):
     def _epoch_samples(self) -> int:
         """Samples of this epoch consumed over all processes."""
         assert self._run is not None
-        dealt = self._progress.batches * self._train_batch_size * self._engine.world_size
+        run, progress = self._run, self._progress
+        passed, since = run.passed, progress.batches - run.skip
+        if passed is None or progress.epoch != run.first_epoch:
+            passed, since = 0, progress.batches
+        dealt = passed + since * self._train_batch_size * self._engine.world_size
         return min(dealt, self._run.plan.num_examples) if self._run.plan.has_length else dealt
 
     def get_batch_samples(
@@ -1502,6 +1545,8 @@ class Trainer(OlderNames):
             logs["grad_norm"] = float(grad_norm)
         used = learning_rate if self._own.log_rate_used else None
         logs["learning_rate"] = self._get_learning_rate() if used is None else used
+        if self._own.log_saves:
+            logs.update(self._saver.take_times())
         if self._saver.failures:
             logs["failed_saves"] = self._saver.failures
         self._total_loss_scalar += total
@@ -1530,9 +1575,12 @@ class Trainer(OlderNames):
         self, trial: Any, ignore_keys_for_eval: list[str] | None, skip_scheduler: bool = False
     ) -> dict[str, float]:
         """Evaluate during training, and let a metric-driven schedule move."""
-        if self._run is not None and self._run.stops.active:
-            self._rng_before_evaluation = self._random_states()
+        run = self._run
+        if run is not None and run.stops.active:
+            run.before_evaluation = self._boundary(due=[flag for flag in loop.EVENTS if getattr(self.control, flag)])
         metrics = self.evaluate(ignore_keys=ignore_keys_for_eval)
+        if run is not None:
+            run.before_evaluation = None
         self._evaluated_at = (self.state.global_step, metrics)
         if isinstance(self.lr_scheduler, ReduceLROnPlateau) and not skip_scheduler:
             self.lr_scheduler.step(self._chosen_metric(metrics))
@@ -1586,6 +1634,9 @@ class Trainer(OlderNames):
         """With `save_total_limit=1` a best and a newest checkpoint lived side by side: now only the best stays."""
         best = self.state.best_model_checkpoint
         if not self.args.should_save or best is None or self.args.save_total_limit != 1:
+            return
+        if damage := ckpt.verify(best):
+            logger.warning("%s is the best checkpoint, and damaged: all others stay (%s)", best, "; ".join(damage))
             return
         run_dir = self._get_output_dir(trial)
         every = self._own.rotate_by_time
@@ -1736,14 +1787,12 @@ class Trainer(OlderNames):
             self._store_tokens()
         run_dir = self._get_output_dir(trial)
         folder = os.path.join(run_dir, ckpt.checkpoint_name(self.state.global_step))
-        former = self.state.best_model_checkpoint
+        self._best_before_save = self.state.best_model_checkpoint
         self._note_best_checkpoint(run_dir, folder)
         self._note_progress()
         self._saver.save(folder, self._facts(), self._write_checkpoint, self._checkpoint_bytes)
         if self._saver.failed:
-            self.state.best_model_checkpoint = former
-        elif not self._saver.in_background:
-            self._make_room(folder)
+            self.state.best_model_checkpoint = self._best_before_save
 
     def _write_checkpoint(self, stage: str) -> None:
         """Every process writes its files into the folder that all share."""
@@ -1824,7 +1873,9 @@ class Trainer(OlderNames):
             self.state.collect(self._exportable())
             self.state.save_to_json(os.path.join(folder, ckpt.TRAINER_STATE_NAME))
             self._progress.to_json(os.path.join(folder, ckpt.PROGRESS_NAME))
-            position = None if self._run is None else capture_position(self._run.loader)
+            position = None
+            if self._run is not None:  # before the first batch is asked for, the loader does not know where it is
+                position = self._run.position or capture_position(self._run.loader)
             if position is not None:
                 ckpt.save_torch(position, os.path.join(folder, ckpt.DATA_POSITION_NAME))
             if states := state_dicts(self.callback_handler.callbacks):
@@ -1857,22 +1908,35 @@ class Trainer(OlderNames):
                 os.path.join(self._get_output_dir(trial), ckpt.checkpoint_name(self._saved_step)), self.state
             )
 
+    def _is_own_place(self, checkpoint: str) -> bool:
+        """Whether a save of this step would go to this very folder."""
+        place = os.path.join(self._get_output_dir(self._trial), ckpt.checkpoint_name(self.state.global_step))
+        return os.path.realpath(checkpoint) == os.path.realpath(place)
+
     def _tell_of_save(self, folder: str, state: TrainerState) -> None:
-        """`on_save`, after which the manifest holds for what the callbacks made of the checkpoint."""
+        """`on_save`, after which the manifest holds for what the callbacks made of the checkpoint.
+
+        Only a checkpoint that is valid for good lets older ones go.
+        """
         self.control = self.callback_handler.on_save(self.args, state, self.control)
         if self._run is not None:
             self._run.stops.keep_back(self._saver.slowest_s)
-        if self.args.should_save:
-            ckpt.reseal(folder)
+        try:
+            self._by_main_process(lambda: ckpt.reseal(folder))
+        except OSError as error:
+            self._saver.report(ckpt.Finished(Path(folder), 0.0, 0.0, error))
+        else:
+            self._make_room(folder)
 
     def _tell_of_finished_saves(self, wait: bool = False) -> None:
         """Tell of the saves of the background that have come to their end. Several processes do so only where all wait."""
         if not self._saver.in_background or (not wait and self._engine.world_size > 1):
             return
         for finished in self._engine.share(self._saver.finished(wait)):
+            if finished.error is not None:
+                self.state.best_model_checkpoint = self._best_before_save
             self._saver.report(finished)
             if finished.error is None:
-                self._make_room(os.fspath(finished.folder))
                 self._tell_of_save(os.fspath(finished.folder), self._state_of_save)
             else:
                 self._saved_step = None

@@ -36,6 +36,7 @@ ELSEWHERE = {
     "watch_normalisation": "likewise: no loss is normalised by items",
     "exact_label_count": "likewise",
     "loss_by_ending": "decides an option, see below",
+    "log_saves": "logs of times are left out of the comparison: see tests/test_saving.py",
     "own_data_stream": "the scenarios' data draws nothing: see tests/test_data_stream.py",
 }
 """Rows that no scenario depends on."""

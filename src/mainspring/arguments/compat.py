@@ -70,6 +70,8 @@ class Behaviour:
         "Random numbers of data sets and collators are a function of seed, epoch and batch, apart from the model's")
     resume_log_window: bool = row(        True,   False,    False,
         "A resumed run goes on with the loss window and the `train_loss` of its checkpoint")
+    log_saves: bool = row(                True,   False,    False,
+        "Logs say how long the saves since the last one took, and how long training waited for them")
     train_loss_of_session: bool = row(    True,   True,     False,
         "`train_loss` is divided by the updates whose losses it sums, rather than by all updates, a resumed run's earlier "
         "ones among them")

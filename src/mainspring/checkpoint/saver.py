@@ -57,6 +57,7 @@ class Saver:
         self.failures = 0
         self.failed = False
         self.slowest_s = 0.0
+        self._reported: list[Finished] = []
 
     @property
     def in_background(self) -> bool:
@@ -118,6 +119,7 @@ class Saver:
         if finished.error is None:
             told = "saved %s in %.2f s, %.2f s of which training waited"
             logger.info(told, finished.folder, finished.total_s, finished.blocking_s)
+            self._reported.append(finished)
             return
         self.failures += 1
         if self._raises or not isinstance(finished.error, OSError):
@@ -129,6 +131,16 @@ class Saver:
             finished.error,
             self.failures,
         )
+
+    def take_times(self) -> dict[str, float]:
+        """For the logs: seconds of the saves since the last call, from beginning to end, and those that training waited."""
+        saves, self._reported = self._reported, []
+        if not saves:
+            return {}
+        return {
+            "save_runtime": sum(save.total_s for save in saves),
+            "save_blocking_runtime": sum(save.blocking_s for save in saves),
+        }
 
     def close(self) -> list[Finished]:
         """Wait for what is in flight, give its memory back, and return what `finished` would."""

@@ -25,7 +25,11 @@ _LONG = 5.0
 
 
 def batches_from(
-    loader: Iterable[Any], epoch: int, skip: int = 0, state: Mapping[str, Any] | None = None
+    loader: Iterable[Any],
+    epoch: int,
+    skip: int = 0,
+    state: Mapping[str, Any] | None = None,
+    samples: int | None = None,
 ) -> Iterator[Any]:
     """The batches of ``epoch``, from batch number ``skip`` on.
 
@@ -38,6 +42,8 @@ def batches_from(
         epoch: Set on the loader, its samplers and its dataset, wherever there is a ``set_epoch``.
         skip: Batches of this process to leave out.
         state: From :func:`capture_position`, when the run stood there.
+        samples: Of the global order, that lie before the place; for a loader that :func:`enters_by_samples`. Default:
+            those of ``skip`` batches.
 
     Returns:
         An iterator that exists already (for a ``DataLoader``: its one draw from torch's global generator is done) but
@@ -46,8 +52,14 @@ def batches_from(
     set_epoch(loader, epoch)
     if state is not None and _enters(loader, skip, state):
         return iter(loader)
-    positioned = _positioned(loader, skip)
+    positioned = _positioned(loader, skip, samples)
     return _read_past(iter(loader), skip) if positioned is None else iter(positioned)
+
+
+def enters_by_samples(loader: object) -> bool:
+    """Whether :func:`batches_from` can enter an epoch of the loader between any two samples of the global order."""
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    return _follows_its_batch_sampler(loader) and isinstance(batch_sampler, DealtBatches) and not batch_sampler.batched
 
 
 def capture_position(loader: object) -> dict[str, Any] | None:
@@ -105,12 +117,13 @@ def _parts(loader: object) -> list[object]:
     return list(unique.values())
 
 
-def _positioned(loader: Iterable[Any], skip: int) -> Iterable[Any] | None:
+def _positioned(loader: Iterable[Any], skip: int, samples: int | None = None) -> Iterable[Any] | None:
     """A loader that begins after ``skip`` batches without reading them; None if that cannot be had."""
     batch_sampler = getattr(loader, "batch_sampler", None)
     follows = _follows_its_batch_sampler(loader)
     if follows and isinstance(batch_sampler, DealtBatches):
-        batch_sampler.skip(skip)  # 0 too: it withdraws a place that was never gone to
+        # 0 too: it withdraws a place that was never gone to.
+        batch_sampler.skip(skip) if samples is None else batch_sampler.skip_samples(samples)
         return loader
     if not skip:
         return loader

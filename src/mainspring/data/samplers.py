@@ -136,7 +136,7 @@ class DealtBatches(BatchSampler):
         self.rank = rank
         self.world_size = world_size
         self.even = even
-        self._skipped = 0
+        self._skipped = self._shift = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Forward ``epoch`` to the sampler, and to the sampler inside a batch sampler."""
@@ -147,7 +147,15 @@ class DealtBatches(BatchSampler):
 
     def skip(self, batches: int) -> None:
         """Start the next iteration, and only that one, at this process's batch number ``batches``."""
-        self._skipped = batches
+        self._skipped, self._shift = batches, 0
+
+    def skip_samples(self, samples: int) -> None:
+        """Start the next iteration, and only that one, after so many samples of the global order, batches of single ones.
+
+        Those may have been in batches of another size, or dealt to another number of processes.
+        """
+        assert self.batch_size is not None
+        self._skipped, self._shift = divmod(samples, self.batch_size * self.world_size)
 
     @property
     def skipped(self) -> int:
@@ -157,11 +165,11 @@ class DealtBatches(BatchSampler):
     def __iter__(self) -> Iterator[list[int]]:
         # A generator: torch's loader with workers makes two iterators and uses the second, so that only the first
         # batch tells which one is meant.
-        skipped, self._skipped = self._skipped, 0
+        skipped, shift, self._skipped, self._shift = self._skipped, self._shift, 0, 0
         if self.world_size == 1:
-            yield from self._global_batches(skipped)
+            yield from self._global_batches(skipped, shift)
         else:
-            yield from self._own_batches(skipped)
+            yield from self._own_batches(skipped, shift)
 
     def __len__(self) -> int:
         count = len(cast(Sized, self.sampler))
@@ -172,13 +180,13 @@ class DealtBatches(BatchSampler):
             return rounds
         return rounds + 1 if self.even or self.rank < rest else rounds
 
-    def _global_batches(self, start: int = 0) -> Iterator[list[int]]:
-        """The batches of all processes, from number ``start`` on."""
+    def _global_batches(self, start: int = 0, shift: int = 0) -> Iterator[list[int]]:
+        """The batches of all processes, from number ``start`` on, where ``shift`` samples come before the first."""
         if self.batched:
             yield from islice(self.sampler, start, None)
             return
         indices = iter(self.sampler)
-        deque(islice(indices, start * self.batch_size), maxlen=0)  # passed over without making batches
+        deque(islice(indices, shift + start * self.batch_size), maxlen=0)  # passed over without making batches
         while batch := list(islice(indices, self.batch_size)):
             if isinstance(batch[0], list):
                 raise TypeError(
@@ -188,9 +196,11 @@ class DealtBatches(BatchSampler):
             if len(batch) == self.batch_size or not self.drop_last:
                 yield batch
 
-    def _own_batches(self, skipped: int) -> Iterator[list[int]]:
-        first: list[list[int]] = []
-        for number, (dealt, is_last) in enumerate(mark_last(_chunks(self._global_batches(), self.world_size))):
+    def _own_batches(self, skipped: int, shift: int) -> Iterator[list[int]]:
+        # A last round is completed from the epoch's beginning.
+        first = list(islice(self._global_batches(), self.world_size)) if shift else []
+        rounds = _chunks(self._global_batches(0, shift), self.world_size)
+        for number, (dealt, is_last) in enumerate(mark_last(rounds)):
             first = first or dealt
             if number < skipped:
                 continue
