@@ -10,7 +10,7 @@ import torch
 
 from mainspring import Trainer, TrainingArguments
 from tests.faults.runs import Classifier, Noisy, masking
-from tests.test_resume import same, weights
+from tests.helpers.runs import same, weights
 
 
 def trainer(folder: Path, **options: Any) -> Trainer:

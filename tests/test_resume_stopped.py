@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mainspring import EarlyStoppingCallback, Trainer, TrainerCallback
-from tests.test_resume import history, same, trainer, weights
+from tests.helpers.runs import history, same, trainer, weights
 
 
 class Photographs(TrainerCallback):

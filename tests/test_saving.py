@@ -16,7 +16,7 @@ import torch
 
 from mainspring import Trainer, TrainerCallback, checkpoint
 from tests.helpers import data
-from tests.test_resume import history, same, trainer, weights
+from tests.helpers.runs import history, same, trainer, weights
 
 
 def checkpoints(folder: Path) -> list[str]:
@@ -107,7 +107,9 @@ def test_only_this_runs_checkpoints_count(tmp_path: Path) -> None:
     trainer(tmp_path, save_steps=3).train()
     assert checkpoints(tmp_path) == ["checkpoint-3", "checkpoint-6", "checkpoint-9"]
     trainer(tmp_path, save_steps=1, max_steps=5, save_total_limit=2, seed=7).train()
-    assert checkpoints(tmp_path) == ["checkpoint-4", "checkpoint-5", "checkpoint-6", "checkpoint-9"]
+    kept = ["checkpoint-3.other-run", "checkpoint-4", "checkpoint-5", "checkpoint-6", "checkpoint-9"]
+    assert checkpoints(tmp_path) == kept
+    assert checkpoint.verify(tmp_path / "checkpoint-3.other-run") == []
 
 
 def test_a_resumed_run_is_the_same_run(tmp_path: Path) -> None:

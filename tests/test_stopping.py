@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from mainspring import TrainerCallback
+from mainspring import TrainerCallback, checkpoint
 from mainspring.errors import EXIT_RESUMABLE, Preempted
-from tests.test_resume import history, same, trainer, weights
+from tests.helpers.runs import history, same, trainer, weights
 
 
 @pytest.fixture(scope="module", params=[2, 500], ids=["saving with each evaluation", "not saving"])
@@ -150,23 +150,39 @@ def test_without_checkpoints_only_enable_jit_checkpoint_listens(jit: bool, tmp_p
         signal.signal(signal.SIGTERM, former)
 
 
-def test_an_exception_saves_nothing_unless_asked(save_steps: int, whole: Any, tmp_path: Path) -> None:
-    if save_steps == 2:
-        pytest.skip("a checkpoint would be there anyway")
-    _, expected = whole
+class Fail(TrainerCallback):
+    """A mistake of the user's in the middle of update 5."""
 
-    class Fail(TrainerCallback):
-        def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step == 4:
-                raise ZeroDivisionError("a mistake")
+    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 4:
+            raise ZeroDivisionError("a mistake")
 
-    options = {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 500}
+
+def test_an_exception_saves_nothing_and_leaves_what_is_there(save_steps: int, whole: Any, tmp_path: Path) -> None:
+    uninterrupted, expected = whole
+    options = {"eval_strategy": "steps", "eval_steps": 2, "save_steps": save_steps}
     with pytest.raises(ZeroDivisionError):
-        trainer(tmp_path / "plain", callbacks=[Fail()], **options).train()
-    assert not list(tmp_path.glob("plain/checkpoint-*"))
-    with pytest.raises(ZeroDivisionError):
-        trainer(tmp_path / "asked", save_on_exception=True, callbacks=[Fail()], **options).train()
-    resumed = trainer(tmp_path / "asked", **options)
-    resumed.train(resume_from_checkpoint=True)
+        trainer(tmp_path, callbacks=[Fail()], **options).train()
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == (["checkpoint-2", "checkpoint-4"] if save_steps == 2 else [])
+    assert not any(checkpoint.verify(tmp_path / name) for name in left)
+    resumed = trainer(tmp_path, **options)
+    resumed.train(resume_from_checkpoint="auto")
+    assert resumed._initial_global_step == (4 if left else 0)
     assert same(expected, weights(resumed))
-    assert history(resumed) == history(whole[0])
+    assert history(resumed) == history(uninterrupted)
+
+
+def test_an_exception_saves_the_last_whole_update_where_that_is_asked_for(
+    save_steps: int, whole: Any, tmp_path: Path
+) -> None:
+    uninterrupted, expected = whole
+    options = {"eval_strategy": "steps", "eval_steps": 2, "save_steps": save_steps}
+    with pytest.raises(ZeroDivisionError):
+        trainer(tmp_path, save_on_exception=True, callbacks=[Fail()], **options).train()
+    assert not checkpoint.verify(tmp_path / "checkpoint-4")
+    resumed = trainer(tmp_path, **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed._initial_global_step == 4
+    assert same(expected, weights(resumed))
+    assert history(resumed) == history(uninterrupted)

@@ -1063,7 +1063,8 @@ class Trainer(OlderNames):
     def _restore_state(self, checkpoint: str, updates_per_epoch: int) -> tuple[int, int]:
         """Take over what the checkpoint says of the run; nothing of it where this run cannot go on from there."""
         state = TrainerState.load_from_json(os.path.join(checkpoint, ckpt.TRAINER_STATE_NAME))
-        stored = Progress.from_json(os.path.join(checkpoint, ckpt.PROGRESS_NAME))
+        progress = ckpt.Contents.of(checkpoint).file(ckpt.PROGRESS_NAME)
+        stored = None if progress is None else Progress.from_json(progress)
         if stored is not None and self._own.exact_position:
             epoch, skip = self._exact_position(checkpoint, stored)
         else:  # as in the reference: the position follows from the number of updates
@@ -1109,28 +1110,25 @@ class Trainer(OlderNames):
 
     def _restore_callbacks(self, checkpoint: str) -> None:
         self._load_callback_state()
-        file = os.path.join(checkpoint, ckpt.CALLBACKS_NAME)
-        if self._own.restore_callback_states and os.path.isfile(file):
+        file = ckpt.Contents.of(checkpoint).file(ckpt.CALLBACKS_NAME)
+        if self._own.restore_callback_states and file is not None:
             load_state_dicts(self.callback_handler.callbacks, ckpt.load_torch(file))
 
     def _compare_with(self, checkpoint: str, stored: Progress, inside_epoch: bool) -> None:
         """Tell what has changed since the checkpoint was written; refuse what would make it mean something else."""
-        file = os.path.join(checkpoint, ckpt.TRAINING_ARGS_JSON)
+        manifest, file = ckpt.read_manifest(checkpoint), ckpt.Contents.of(checkpoint).file(ckpt.TRAINING_ARGS_JSON)
         saved: dict[str, Any] = {"world_size": stored.world_size}
         now: dict[str, Any] = {**json.loads(self.args.to_json_string()), "world_size": self._progress.world_size}
-        if os.path.isfile(file):
+        if file is not None:
             saved.update(read_object(file))
         if stored.examples and self._examples():
             saved["num_examples"], now["num_examples"] = stored.examples, self._examples()
-        found = ckpt.drift(saved, now, inside_epoch=inside_epoch)
+        versions = {} if manifest is None else manifest.libraries
+        found = ckpt.drift(saved, now, inside_epoch=inside_epoch, versions=(versions, ckpt.library_versions()))
         if found.refused:
             raise OptionError(found.refused)
-        for change in found.kept:
-            logger.warning("%s: the optimizer's state goes on with the checkpoint's value", change)
-        for change in found.rescaled:
-            logger.warning("%s: the position in the data is kept in samples", change)
-        for change in found.safe:
-            logger.info("%s: takes effect from here on", change)
+        for sentence in found.warnings():
+            logger.warning("%s", sentence)
 
     def _examples(self) -> int:
         """Samples of one epoch; 0 where that is unknown."""
@@ -1257,8 +1255,8 @@ class Trainer(OlderNames):
 
     def _stored_position(self, checkpoint: str | None) -> Any:
         """Where a stream stood when the checkpoint was written, as it says itself; None where it does not."""
-        file = os.path.join(checkpoint or "", ckpt.DATA_POSITION_NAME)
-        return ckpt.load_torch(file) if self._own.exact_position and os.path.isfile(file) else None
+        file = None if checkpoint is None else ckpt.Contents.of(checkpoint).file(ckpt.DATA_POSITION_NAME)
+        return ckpt.load_torch(file) if self._own.exact_position and file is not None else None
 
     def _close_epoch(self, epoch: int) -> None:
         """The epoch's end events are behind us: a checkpoint from here on begins with the next epoch."""
@@ -1994,23 +1992,23 @@ class Trainer(OlderNames):
         if checkpoint is None:
             return
         for target, name in ((self.optimizer, ckpt.OPTIMIZER_NAME), (self.lr_scheduler, ckpt.SCHEDULER_NAME)):
-            file = os.path.join(checkpoint, name)
-            if os.path.isfile(file):
+            file = ckpt.Contents.of(checkpoint).file(name)
+            if file is not None:
                 target.load_state_dict(ckpt.load_torch(file))
             else:
                 logger.warning("%s has no %s: it starts afresh", checkpoint, name)
 
     def _load_scaler(self, checkpoint: str | None) -> None:
-        file = None if checkpoint is None else os.path.join(checkpoint, ckpt.SCALER_NAME)
-        if file is not None and self._engine.scaler is not None and os.path.isfile(file):
+        file = None if checkpoint is None else ckpt.Contents.of(checkpoint).file(ckpt.SCALER_NAME)
+        if file is not None and self._engine.scaler is not None:
             self._engine.scaler.load_state_dict(ckpt.load_torch(file))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Restore this process's random states."""
         if checkpoint is None:
             return
-        file = os.path.join(checkpoint, self._rng_file())
-        if os.path.isfile(file):
+        file = ckpt.Contents.of(checkpoint).file(self._rng_file())
+        if file is not None:
             restore_rng(ckpt.load_torch(file), distributed=self._is_distributed())
         else:
             logger.warning(

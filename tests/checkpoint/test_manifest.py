@@ -9,13 +9,25 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from mainspring.checkpoint import Facts, FileRecord, Manifest, read_manifest, reseal, seal, staged, verify
+from mainspring.checkpoint import (
+    Facts,
+    FileRecord,
+    Manifest,
+    NewerManifestError,
+    read_manifest,
+    reseal,
+    seal,
+    staged,
+    verify,
+)
 from mainspring.checkpoint.hashing import record_file
+from mainspring.checkpoint.manifest import damage
 from mainspring.checkpoint.manifest_text import encode
 from mainspring.errors import CheckpointError
 from tests.helpers import models
@@ -231,7 +243,9 @@ def forge(folder: Path, change: Callable[[Manifest], Manifest]) -> None:
 
 def test_a_manifest_of_a_version_to_come_is_refused(checkpoint: Path) -> None:
     forge(checkpoint, lambda manifest: replace(manifest, version=2))
-    assert verify(checkpoint) == ["manifest.json has version 2, but only 1 is known here"]
+    assert verify(checkpoint) == ["manifest.json has version 2, and only 1 is known here: a newer mainspring wrote it"]
+    with pytest.raises(NewerManifestError, match=r"checkpoint-\d+: manifest.json has version 2"):
+        damage(checkpoint)
 
 
 @pytest.mark.parametrize("strange", [{"step": "20"}, {"step": None}, {"run_id": 7}])
@@ -300,6 +314,30 @@ def test_a_file_that_cannot_be_read_is_a_reason_and_the_others_are_read(
         "optimizer.pt cannot be read: [Errno 5] Input/output error",
         "scaler.pt is not what was written: its hash differs",
     ]
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        damage(checkpoint)
+    assert caught.value.filename == str(checkpoint / "optimizer.pt")
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES])
+@pytest.mark.parametrize("name", ["manifest.json", "trainer_state.json"])
+def test_what_the_system_does_not_read_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, name: str
+) -> None:
+    """With a manifest, and in a checkpoint of the reference."""
+    folder = write_checkpoint(tmp_path) if name == "manifest.json" else write_foreign(tmp_path)
+    opening = Path.open
+
+    def failing(self: Path, *args: Any, **kwargs: Any) -> Any:
+        if self.name == name:
+            raise OSError(number, os.strerror(number))
+        return opening(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", failing)
+    with pytest.raises(OSError, match=name) as caught:
+        damage(folder)
+    assert caught.value.errno == number
+    assert verify(folder) == [f"{folder / name} cannot be read: {os.strerror(number)}"]
 
 
 def test_nothing_large_is_read_where_a_size_tells(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,3 +59,9 @@ def test_shared_memory_is_counted_once_and_other_things_not_at_all() -> None:
     states = [{"a": base, "b": base[:10], "c": [base.view(10, 10)]}, (base, 1, "text", None)]
     assert estimate_bytes(*states) == 400
     assert estimate_bytes(torch.zeros(3, 3).to_sparse(), torch.empty(5, device="meta"), {}) == 0
+
+
+def test_a_state_that_holds_itself_is_counted_once() -> None:
+    state: dict[str, object] = {"a": torch.zeros(10)}
+    state["itself"] = [state]
+    assert estimate_bytes(state, state) == 40

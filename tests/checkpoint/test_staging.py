@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mainspring.checkpoint import clean_stages, get_last_checkpoint, read_manifest, staged, verify
-from tests.helpers.checkpoints import facts, names_in, write_checkpoint, write_files
+from mainspring.checkpoint import clean_stages, get_last_checkpoint, locked, read_manifest, staged, verify
+from tests.helpers.checkpoints import facts, flip, names_in, write_checkpoint, write_files
 
 
 def dead_pid() -> int:
@@ -23,6 +23,10 @@ def dead_pid() -> int:
 
 def contents(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def contents_of_bytes(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def write(folder: Path, **files: str) -> None:
@@ -238,7 +242,7 @@ def test_a_flush_that_fails_anywhere_leaves_everything_as_it_was(
         assert verify(older) == []
         assert not there or (verify(target) == [] and read_manifest(target).facts.run_id == "the former")  # type: ignore[union-attr]
     assert last > len(list(target.rglob("*")))  # each file, and folders besides
-    assert names_in(tmp_path) == ["checkpoint-10", "checkpoint-20"]
+    assert names_in(tmp_path) == ["checkpoint-10", "checkpoint-20", *(["checkpoint-20.other-run"] if there else [])]
     assert verify(older) == verify(target) == []
 
 
@@ -267,6 +271,86 @@ def test_leftovers_of_dead_processes_are_removed(tmp_path: Path) -> None:
         assert stage.exists()
     assert names_in(tmp_path) == sorted([*kept, "checkpoint-40"])
     assert clean_stages(tmp_path / "nowhere") == []
+
+
+def test_under_the_lock_a_leftover_is_one_whatever_its_number(tmp_path: Path) -> None:
+    alive = os.getppid()
+    write(tmp_path / f".checkpoint-20.{alive}.partial", a="1")
+    write(tmp_path / f".checkpoint-10.{alive}.deleted", a="1")
+    write(tmp_path / f".checkpoint-30.{alive}.replaced", old="0")
+    with locked(tmp_path), staged(tmp_path / "checkpoint-40") as stage:
+        write(stage, a="1")
+        assert len(clean_stages(tmp_path)) == 3
+        assert stage.exists()
+    assert names_in(tmp_path) == ["checkpoint-30", "checkpoint-40"]
+    assert contents(tmp_path / "checkpoint-30") == {"old": "0"}
+
+
+def test_where_no_lock_could_be_had_a_living_number_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("mainspring.checkpoint.lock._lock_record", unsupported)
+    write(tmp_path / f".checkpoint-20.{os.getppid()}.partial", a="1")
+    with locked(tmp_path):
+        assert clean_stages(tmp_path) == []
+
+
+def test_the_stages_of_this_process_are_known_by_any_path(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "link").symlink_to("out")
+    with staged(tmp_path / "link" / "checkpoint-1") as stage, locked(tmp_path / "out"):
+        assert clean_stages(tmp_path / "out") == []
+        assert stage.exists()
+
+
+def test_another_runs_checkpoint_is_moved_aside_and_not_absorbed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    target = write_checkpoint(tmp_path, run_id="the former")
+    before = contents_of_bytes(target)
+    write(target, notes="a subclass's, for the new one")
+    (target / "adapter" / "adapter_config.json").write_text("a subclass's, too")
+    with staged(target, facts(run_id="the new")) as stage:
+        write(stage, **{"trainer_state.json": "{}"})
+    manifest = read_manifest(target)
+    assert manifest is not None
+    assert set(manifest.files) == {"adapter/adapter_config.json", "notes", "trainer_state.json"}
+    assert verify(target) == []
+    aside = tmp_path / "checkpoint-20.other-run"
+    assert {name: aside.joinpath(name).read_bytes() for name in before if "adapter_config" not in name} == {
+        name: data for name, data in before.items() if "adapter_config" not in name
+    }
+    assert names_in(tmp_path) == ["checkpoint-20", "checkpoint-20.other-run"]
+    assert get_last_checkpoint(tmp_path) == str(target)
+    assert f"{target} held a checkpoint of another run: moved aside to checkpoint-20.other-run" in caplog.text
+
+
+def test_a_checkpoint_whose_manifest_is_damaged_is_nobodys_and_kept(tmp_path: Path) -> None:
+    target = write_checkpoint(tmp_path)
+    flip(target / "manifest.json", 60)
+    with staged(target, facts()) as stage:
+        write(stage, **{"trainer_state.json": "{}"})
+    assert set(contents(target)) == {"trainer_state.json", "manifest.json"}
+    assert names_in(tmp_path) == ["checkpoint-20", "checkpoint-20.other-run"]
+
+
+def test_another_runs_checkpoint_survives_a_crash_before_it_was_moved(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, run_id="the former").rename(tmp_path / f".checkpoint-20.{dead_pid()}.replaced")
+    write_checkpoint(tmp_path, run_id="the new")
+    clean_stages(tmp_path)
+    assert names_in(tmp_path) == ["checkpoint-20", "checkpoint-20.other-run"]
+    manifest = read_manifest(tmp_path / "checkpoint-20.other-run")
+    assert manifest is not None
+    assert manifest.facts.run_id == "the former"
+
+
+def test_random_states_of_a_former_save_do_not_survive_beside_a_new_state(tmp_path: Path) -> None:
+    target = tmp_path / "checkpoint-20"
+    write(target, **{"rng_state_0.pth": "old", "rng_state_1.pth": "old", "rng_state.pth": "old", "notes.txt": "kept"})
+    with staged(target) as stage:
+        write(stage, **{"trainer_state.json": "new", "rng_state_0.pth": "new"})
+    assert contents(target) == {"trainer_state.json": "new", "rng_state_0.pth": "new", "notes.txt": "kept"}
 
 
 def test_a_checkpoint_that_was_being_replaced_is_put_back(tmp_path: Path) -> None:

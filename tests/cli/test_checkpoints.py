@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import shutil
 import subprocess
 import sys
 from datetime import datetime, timedelta, timezone
@@ -13,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mainspring.checkpoint import Facts, locked, save_torch, seal
+from mainspring.checkpoint import Facts, locked, read_manifest, save_torch, seal
 from mainspring.cli import main
 from mainspring.cli.checkpoints.words import age_of, size_of
 from mainspring.seeding import capture_rng
@@ -41,6 +43,14 @@ def write(folder: Path, step: int, run: str = "mine", manifest: bool = True, **f
 def change(folder: Path, name: str, **values: Any) -> None:
     content = json.loads((folder / name).read_text())
     (folder / name).write_text(json.dumps({**content, **values}))
+
+
+def seal_again(folder: Path) -> None:
+    """Its run is then the one that wrote last."""
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    (folder / "manifest.json").unlink()
+    seal(folder, manifest.facts)
 
 
 def damage(file: Path) -> None:
@@ -104,9 +114,10 @@ def test_a_changed_byte_shows_only_when_all_is_read(run: Path, capsys: pytest.Ca
 def test_a_checkpoint_of_the_reference_is_listed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(run / "checkpoint-30", 30, manifest=False)
     change(run / "checkpoint-30", "trainer_state.json", best_model_checkpoint="elsewhere/out/checkpoint-20")
+    os.utime(run / "checkpoint-30" / "trainer_state.json", (1, 1))
     _, out, _ = ask(capsys, "list", run)
-    assert rows(out)[2][:2] == ["checkpoint-30", "30"]
-    assert rows(out)[2][-1] == "yes, without a manifest: only its structure is known"
+    assert rows(out)[1][:2] == ["checkpoint-30", "30"], "another run's, and older"
+    assert rows(out)[1][-1] == "yes, without a manifest: only its structure is known"
     change(run / "checkpoint-30", "trainer_state.json", global_step=200)
     _, out, _ = ask(capsys, "list", run)
     assert [row[0] for row in rows(out)[1:5]] == ["checkpoint-20", "checkpoint-40", "checkpoint-100", "checkpoint-30"]
@@ -114,9 +125,11 @@ def test_a_checkpoint_of_the_reference_is_listed(run: Path, capsys: pytest.Captu
 
 
 def test_the_best_of_another_run_is_not_this_ones(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write(run / "checkpoint-50", 50, run="another", best=True)
+    write(run / "checkpoint-500", 500, run="another", best=True)
+    seal_again(run / "checkpoint-100")
     _, out, _ = ask(capsys, "list", run)
     assert [row[0] for row in rows(out) if "best" in row] == ["checkpoint-40"]
+    assert [row[0] for row in rows(out) if "newest" in row] == ["checkpoint-100"], "of the run that wrote last"
 
 
 def test_a_damaged_manifest_and_state_are_no_trouble(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -388,7 +401,17 @@ def test_a_dry_run_deletes_nothing(run: Path, capsys: pytest.CaptureFixture[str]
 def test_others_are_left_alone(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(run / "checkpoint-1", 1, run="another")
     write(run / "checkpoint-2", 2, manifest=False)
+    seal_again(run / "checkpoint-100")
+    for aside in ("checkpoint-7.other-run", "checkpoint-8.damaged.2"):
+        write(run / aside, 7)
+    _, out, _ = ask(capsys, "list", run)
+    assert out.splitlines()[-2:] == [
+        "moved aside, as another run wrote a checkpoint of its name: checkpoint-7.other-run",
+        "moved aside, as it was not valid: checkpoint-8.damaged.2",
+    ]
     _, out, _ = ask(capsys, "prune", run, "--keep", 1)
+    for aside in ("checkpoint-7.other-run", "checkpoint-8.damaged.2"):
+        shutil.rmtree(run / aside)
     assert names_in(run) == ["checkpoint-1", "checkpoint-2", "checkpoint-40", "checkpoint-100"]
     assert out.splitlines()[-1] == "left alone: checkpoint-1 (another run's), checkpoint-2 (no manifest)"
 

@@ -19,7 +19,7 @@ from unittest import mock
 
 from mainspring import Trainer, TrainerCallback, checkpoint
 from tests.helpers.checkpoints import flip
-from tests.test_resume import history, trainer
+from tests.helpers.runs import history, trainer
 
 RANK = int(os.environ.get("RANK", "0"))
 

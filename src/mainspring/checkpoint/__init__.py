@@ -11,6 +11,8 @@ Nothing in one is ever executed: tensors are safetensors, facts are JSON, and wh
 | `folders` | which checkpoints are there, which may go? |
 | `search`, `resolve` | which one does a run go on from? |
 | `staging` | how does a checkpoint appear in one step? |
+| `absorb` | what does it take over from the folder that has its name? |
+| `aside` | what is kept, but no checkpoint any more? |
 | `saver` | how do the processes of a run write one together, and what if they cannot? |
 | `background` | how is one written while training goes on? |
 | `deferral` | which writes wait for that? |
@@ -20,12 +22,13 @@ Nothing in one is ever executed: tensors are safetensors, facts are JSON, and wh
 | `weights` | how do a model's weights get in and out? |
 | `adapters` | how do those of PEFT's adapters? |
 | `torch_files` | how do optimizer, scheduler, scaler and random states? |
+| `contents` | which files count? |
 | `structure` | why can a folder without a manifest not be resumed from? |
 | `lock` | is another run in this output folder? |
 | `drift` | what has changed since it was written? |
 | `pickles` | could a file execute anything where other engines unpickle it? |
 | `opcodes`, `torch_zip`, `shards` | what would a pickle do? where are those in torch's files? |
-| `allowed` | what may they refer to? |
+| `allowed`, `numpy_values` | what may they refer to? |
 
 What needs torch is imported when it is first used: checkpoints are listed and verified without it.
 """
@@ -35,6 +38,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from mainspring.checkpoint.contents import Contents
 from mainspring.checkpoint.drift import Drift, drift
 from mainspring.checkpoint.folders import (
     checkpoint_name,
@@ -48,7 +52,18 @@ from mainspring.checkpoint.folders import (
     sort_checkpoints,
 )
 from mainspring.checkpoint.lock import LOCK_NAME, locked
-from mainspring.checkpoint.manifest import Facts, FileRecord, Manifest, check_sizes, read_manifest, reseal, seal, verify
+from mainspring.checkpoint.manifest import (
+    Facts,
+    FileRecord,
+    Manifest,
+    NewerManifestError,
+    check_sizes,
+    library_versions,
+    read_manifest,
+    reseal,
+    seal,
+    verify,
+)
 from mainspring.checkpoint.names import (
     ADAPTER_CONFIG_NAME,
     ADAPTER_SAFE_WEIGHTS_NAME,
@@ -114,12 +129,14 @@ __all__ = [
     "WEIGHTS_NAME",
     "BackgroundWriter",
     "CheckpointError",
+    "Contents",
     "Drift",
     "Facts",
     "FileRecord",
     "Finished",
     "LoadReport",
     "Manifest",
+    "NewerManifestError",
     "Saver",
     "Search",
     "Stage",
@@ -134,6 +151,7 @@ __all__ = [
     "drift",
     "estimate_bytes",
     "get_last_checkpoint",
+    "library_versions",
     "load_torch",
     "load_weights",
     "locked",

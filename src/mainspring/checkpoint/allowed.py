@@ -28,14 +28,20 @@ _BESIDE_THEM = (
 )
 
 
+def safe_globals() -> list[Any]:
+    """Return what `load_torch` allows beyond what torch allows: numpy's random state, numbers, texts and arrays."""
+    from mainspring.checkpoint.numpy_values import NUMPY_GLOBALS
+    from mainspring.seeding import RNG_SAFE_GLOBALS
+
+    return [*RNG_SAFE_GLOBALS, *NUMPY_GLOBALS]
+
+
 def torch_globals() -> frozenset[str]:
     """Return what files of `torch.save` may refer to: what `load_torch` allows, and what the user allowed."""
     import torch
     from torch._weights_only_unpickler import _get_allowed_globals
 
-    from mainspring.seeding import RNG_SAFE_GLOBALS
-
-    added = (*RNG_SAFE_GLOBALS, *torch.serialization.get_safe_globals())
+    added = (*safe_globals(), *torch.serialization.get_safe_globals())
     return frozenset({*_get_allowed_globals(), *map(_name, added)})
 
 

@@ -10,6 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+# What the system answers where a file itself is why it cannot be read: gone, no file, or with positions that it has not.
+_ABOUT_THE_FILE = frozenset(
+    {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL, errno.EOVERFLOW}
+)
 # What file systems answer that cannot flush a folder at all (some network and FUSE ones); they have no more to give.
 _NO_FOLDER_FLUSH = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP})
 _OS_ERROR_TEXT = re.compile(r"\(os error (\d+)\)")
@@ -24,6 +28,25 @@ def files_below(folder: Path) -> list[Path]:
         for path in (Path(root, name) for name in names)
         if path.is_file() and not path.is_symlink()
     )
+
+
+def tells_nothing(error: BaseException) -> bool:
+    """Whether a file could not be read for a reason outside it: the disk, the network, permissions.
+
+    Such an error says nothing of whether the file is what was written; reading it again may succeed.
+    """
+    return isinstance(error, OSError) and error.errno is not None and error.errno not in _ABOUT_THE_FILE
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Put the name of the file into the `OSError` that reading it raises: the system gives it for opening alone."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+        raise
 
 
 def fsync(path: Path) -> None:

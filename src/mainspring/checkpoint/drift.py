@@ -47,27 +47,47 @@ class Drift:
         rescaled: Change the size of an update; the position and the schedule go on by samples.
         kept: Have no effect: the checkpoint's value goes on.
         refused: Cannot be, each with its reason and a way out.
+        versions: Of Python and packages: results may differ in their last bits.
     """
 
     safe: list[Change] = field(default_factory=list)
     rescaled: list[Change] = field(default_factory=list)
     kept: list[Change] = field(default_factory=list)
     refused: list[Problem] = field(default_factory=list)
+    versions: list[Change] = field(default_factory=list)
+
+    def warnings(self) -> list[str]:
+        """What users are told of the changes that are not refused, in a sentence each or for a class of them."""
+        told = [f"{change}: the optimizer's state goes on with the checkpoint's value" for change in self.kept]
+        told += [f"{change}: the position in the data is kept in samples" for change in self.rescaled]
+        if self.safe:
+            told.append(f"changed since the checkpoint was written, and in effect from here on: {_listed(self.safe)}")
+        if self.versions:
+            told.append(
+                f"other versions than the checkpoint was written with: {_listed(self.versions)}. The run goes on, but not "
+                f"to the bit as it would have with those"
+            )
+        return told
 
 
-def drift(saved: Mapping[str, Any], now: Mapping[str, Any], *, inside_epoch: bool) -> Drift:
+def drift(
+    saved: Mapping[str, Any],
+    now: Mapping[str, Any],
+    *,
+    inside_epoch: bool,
+    versions: tuple[Mapping[str, str], Mapping[str, str]] = ({}, {}),
+) -> Drift:
     """Sort what differs between two sets of options and facts.
 
     Args:
         saved: Those of the checkpoint. What it does not know is not compared.
         now: Those of this run.
         inside_epoch: Whether the run goes on inside an epoch, rather than with a new one.
+        versions: Those of Python and packages that wrote the checkpoint, and those of now; of packages in both.
     """
-    found = Drift()
-    for name in sorted(saved.keys() & now.keys() - IRRELEVANT):
-        if saved[name] == now[name]:
-            continue
-        change = Change(name, saved[name], now[name])
+    found = Drift(versions=_changes(*versions))
+    for change in _changes(saved, now):
+        name = change.name
         if name in RESCALED:
             found.rescaled.append(change)
         elif name in KEPT:
@@ -79,6 +99,15 @@ def drift(saved: Mapping[str, Any], now: Mapping[str, Any], *, inside_epoch: boo
         else:
             found.safe.append(change)
     return found
+
+
+def _changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
+    names = sorted(saved.keys() & now.keys() - IRRELEVANT)
+    return [Change(name, saved[name], now[name]) for name in names if saved[name] != now[name]]
+
+
+def _listed(changes: list[Change]) -> str:
+    return "; ".join(map(str, changes))
 
 
 def _lost_place(change: Change) -> Problem:

@@ -167,7 +167,7 @@ def _of_run(output_dir: StrPath, run_id: str) -> dict[str, Facts]:
     for path in sort_checkpoints(output_dir):
         try:
             manifest = read_manifest(path)
-        except CheckpointError:  # whose it is, nobody can tell
+        except (CheckpointError, OSError):  # whose it is, nobody can tell
             continue
         if manifest is not None and manifest.facts.run_id == run_id:
             found[path] = manifest.facts

@@ -34,7 +34,21 @@ _CONTENDED = frozenset({errno.EACCES, errno.EAGAIN})
 # How long a lock may be held by nobody known: its holder writes who it is right after it has taken it.
 _PATIENCE_S = 1.0
 
-_held: dict[str, int] = {}  # folder to holding process: a forked child finds its parent's entry, and has no lock
+
+@dataclass(frozen=True)
+class _Hold:
+    """A folder that a run of this process is in.
+
+    Attributes:
+        pid: The process: a forked child finds its parent's entry, and has no lock.
+        release: Gives the lock back; None: none could be had.
+    """
+
+    pid: int
+    release: Callable[[], None] | None
+
+
+_held: dict[str, _Hold] = {}
 _guard = threading.Lock()
 
 
@@ -91,20 +105,31 @@ def locked(output_dir: str | os.PathLike[str]) -> Iterator[None]:
     """
     folder = os.path.realpath(output_dir)
     with _guard:
-        if _held.get(folder) == os.getpid():
+        if _own_hold(folder) is not None:
             raise RuntimeError(_refusal(folder, f"another run in this process ({os.getpid()})"))
-        release = _acquire(Path(folder))
-        _held[folder] = os.getpid()
+        hold = _held[folder] = _Hold(os.getpid(), _acquire(Path(folder)))
     try:
         yield
     finally:
-        if _held.get(folder) == os.getpid():  # in a child that was forked by the body there is nothing to give back
+        if _own_hold(folder) is hold:  # in a child that was forked by the body there is nothing to give back
             del _held[folder]
-            release()
+            if hold.release is not None:
+                hold.release()
 
 
-def _acquire(folder: Path) -> Callable[[], None]:
-    """Take the lock; what is returned gives it back."""
+def holds(output_dir: str | os.PathLike[str]) -> bool:
+    """Whether this process is inside `locked`, and has the lock: then nobody else is at work in the folder."""
+    hold = _own_hold(os.path.realpath(output_dir))
+    return hold is not None and hold.release is not None
+
+
+def _own_hold(folder: str) -> _Hold | None:
+    hold = _held.get(folder)
+    return hold if hold is not None and hold.pid == os.getpid() else None
+
+
+def _acquire(folder: Path) -> Callable[[], None] | None:
+    """Take the lock; what is returned gives it back. None: there are no locks here."""
     take = _take_file if os.name == "nt" else _take_record
     path = folder / LOCK_NAME
     deadline = time.monotonic() + _PATIENCE_S
@@ -116,7 +141,7 @@ def _acquire(folder: Path) -> Callable[[], None]:
             holder = _read(path)
         except OSError as error:
             _warn(folder, str(error))
-            return lambda: None
+            return None
         if holder is not None and holder.is_alive():
             raise RuntimeError(_refusal(folder, str(holder)))
         if time.monotonic() > deadline:

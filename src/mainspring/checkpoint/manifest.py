@@ -1,7 +1,8 @@
 """A checkpoint counts when its manifest says so: written last, with the hash of every file.
 
 seal(stage, facts)      hash and flush everything, then write manifest.json
-verify(folder)          why this is not what was written; [] where it is
+verify(folder)          why this does not count, for people; [] where it does
+damage(folder)          the same, for decisions: what only could not be read is an error
 reseal(folder)          after hooks that were allowed to change it
 """
 
@@ -11,14 +12,15 @@ import os
 import platform
 import stat
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 
-from mainspring.checkpoint.disk import files_below, fsync, fsync_folders, in_threads
+from mainspring.checkpoint.disk import files_below, fsync, fsync_folders, in_threads, named, tells_nothing
 from mainspring.checkpoint.hashing import FileRecord, record_and_flush, record_file
-from mainspring.checkpoint.manifest_text import Facts, Manifest, decode, encode
+from mainspring.checkpoint.manifest_text import Facts, Manifest, NewerManifestError, decode, encode
 from mainspring.checkpoint.names import MANIFEST_NAME, PROGRESS_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_JSON
 from mainspring.checkpoint.structure import check_structure
 from mainspring.errors import CheckpointError
@@ -28,10 +30,15 @@ __all__ = [
     "Facts",
     "FileRecord",
     "Manifest",
+    "NewerManifestError",
     "check_sizes",
+    "damage",
+    "library_versions",
+    "ours_without_manifest",
     "read_manifest",
     "reseal",
     "seal",
+    "unchanged_files",
     "verify",
 ]
 
@@ -99,15 +106,50 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest | None:
     """Return a checkpoint's manifest, or None where there is none.
 
     Raises:
-        CheckpointError: It cannot be read, is damaged, is not one of ours, or is of a version to come.
+        CheckpointError: It is damaged, is not one of ours, or is of a version to come (`NewerManifestError`).
+        OSError: The system would not read it, which says nothing of what it holds.
     """
+    path = Path(folder) / MANIFEST_NAME
     try:
-        data = (Path(folder) / MANIFEST_NAME).read_bytes()
+        with named(path):
+            data = path.read_bytes()
     except FileNotFoundError:
         return None
     except OSError as error:
+        if tells_nothing(error):
+            raise
         raise CheckpointError(f"{MANIFEST_NAME} cannot be read: {error}") from error
     return decode(data)
+
+
+def ours_without_manifest(folder: str | os.PathLike[str]) -> list[str]:
+    """Return the files of a folder that only this library writes, if it lacks the manifest that belongs to them."""
+    root = Path(folder)
+    if os.path.lexists(root / MANIFEST_NAME):
+        return []
+    return [name for name in _OURS_ALONE if os.path.lexists(root / name)]
+
+
+def unchanged_files(folder: str | os.PathLike[str], manifest: Manifest) -> frozenset[str]:
+    """Return the files that a manifest lists and that are still what it says; only what was touched since is read.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
+    root = Path(folder)
+    written, files = (root / MANIFEST_NAME).stat().st_mtime_ns, _files(root)
+    listed = {name: record for name, record in manifest.files.items() if name in files}
+    return frozenset(
+        name
+        for name, record in listed.items()
+        if not _is_touched(files[name], record, written) or record_file(files[name]) == record
+    )
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that a checkpoint's content may depend on, as far as imported."""
+    versions = {name: getattr(sys.modules.get(name), "__version__", None) for name in _LIBRARIES}
+    return {"python": platform.python_version(), **{name: str(v) for name, v in versions.items() if v is not None}}
 
 
 def verify(folder: str | os.PathLike[str]) -> list[str]:
@@ -123,12 +165,32 @@ def verify(folder: str | os.PathLike[str]) -> list[str]:
         One sentence per reason why it does not count; empty where it does. The hashes are looked at only where every file
         has its size.
     """
-    root = Path(folder)
+    return _for_people(lambda: [str(finding) for finding in _findings(Path(folder))])
+
+
+def damage(folder: str | os.PathLike[str]) -> list[str]:
+    """`verify` for who acts upon the answer: what says nothing of the checkpoint is no damage, but an error.
+
+    Args:
+        folder: A checkpoint directory, written here or by the reference.
+
+    Returns:
+        As `verify`.
+
+    Raises:
+        OSError: The system would not read a file, which the error names: the disk, the network or permissions say why.
+        NewerManifestError: A newer version wrote it.
+    """
     try:
-        manifest, reasons = _outer_check(root)
+        findings = _findings(Path(folder))
+    except NewerManifestError as error:
+        raise NewerManifestError(f"{os.fspath(folder)}: {error}") from None
     except CheckpointError as error:
         return [str(error)]
-    return reasons or ([] if manifest is None else _inner_damage(root, manifest.files))
+    for finding in findings:
+        if finding.error is not None:
+            raise finding.error
+    return [str(finding) for finding in findings]
 
 
 def check_sizes(folder: str | os.PathLike[str]) -> list[str]:
@@ -140,10 +202,34 @@ def check_sizes(folder: str | os.PathLike[str]) -> list[str]:
     Returns:
         As `verify`; a byte that was changed does not show.
     """
+    return _for_people(lambda: _outer_check(Path(folder))[1])
+
+
+@dataclass(frozen=True)
+class _Finding:
+    """One reason why a checkpoint does not count, or, with an error that says nothing of it, cannot be judged."""
+
+    text: str
+    error: OSError | None = None
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def _findings(root: Path) -> list[_Finding]:
+    manifest, reasons = _outer_check(root)
+    if reasons or manifest is None:
+        return [_Finding(reason) for reason in reasons]
+    return _inner_damage(root, manifest.files)
+
+
+def _for_people(check: Callable[[], list[str]]) -> list[str]:
     try:
-        return _outer_check(Path(folder))[1]
+        return check()
     except CheckpointError as error:
         return [str(error)]
+    except OSError as error:
+        return [f"{error.filename or 'a file'} cannot be read: {error.strerror or error}"]
 
 
 # ---- writing ----
@@ -151,8 +237,8 @@ def check_sizes(folder: str | os.PathLike[str]) -> list[str]:
 
 def _write(path: Path, facts: Facts, files: Mapping[str, FileRecord]) -> Manifest:
     """Write a manifest as the new file `path`, and force it to the disk."""
-    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    manifest = Manifest(facts, dict(sorted(files.items())), _versions(), now)
+    now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+    manifest = Manifest(facts, dict(sorted(files.items())), library_versions(), now)
     with path.open("xb") as file:
         file.write(encode(manifest))
     fsync(path)
@@ -172,11 +258,6 @@ def _is_touched(path: Path, record: FileRecord | None, written: int) -> bool:
     return record is None or status.st_size != record.size or changed >= written
 
 
-def _versions() -> dict[str, str]:
-    versions = {name: getattr(sys.modules.get(name), "__version__", None) for name in _LIBRARIES}
-    return {"python": platform.python_version(), **{name: str(v) for name, v in versions.items() if v is not None}}
-
-
 # ---- checking ----
 
 
@@ -192,8 +273,7 @@ def _outer_check(root: Path) -> tuple[Manifest | None, list[str]]:
 
 
 def _without_manifest(root: Path) -> list[str]:
-    ours = [name for name in _OURS_ALONE if os.path.lexists(root / name)]
-    if ours:
+    if ours := ours_without_manifest(root):
         return [f"{MANIFEST_NAME} is missing beside {ours[0]}: it was not written to its end, or not by this library"]
     return check_structure(root)
 
@@ -201,11 +281,12 @@ def _without_manifest(root: Path) -> list[str]:
 def _outer_damage(root: Path, name: str, record: FileRecord) -> str | None:
     """What shows without reading the file."""
     path = root / name
-    if not os.path.lexists(path):
+    try:
+        status = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
         return "is missing"
     if os.path.realpath(path) != os.path.join(os.path.realpath(root), *name.split("/")):
         return "is a symbolic link, or lies behind one: its content can change by itself, so copy the file here"
-    status = path.lstat()
     if not stat.S_ISREG(status.st_mode):
         return "is not a regular file"
     if status.st_size != record.size:
@@ -213,16 +294,18 @@ def _outer_damage(root: Path, name: str, record: FileRecord) -> str | None:
     return None
 
 
-def _inner_damage(root: Path, files: Mapping[str, FileRecord]) -> list[str]:
+def _inner_damage(root: Path, files: Mapping[str, FileRecord]) -> list[_Finding]:
     """What shows when every file is read."""
-    reasons: dict[str, str] = {}
-    in_threads([partial(_note_damage, reasons, root, name, record) for name, record in files.items()])
-    return [f"{name} {reasons[name]}" for name in files if name in reasons]
+    found: dict[str, _Finding] = {}
+    in_threads([partial(_note_damage, found, root, name, record) for name, record in files.items()])
+    return [found[name] for name in files if name in found]
 
 
-def _note_damage(reasons: dict[str, str], root: Path, name: str, record: FileRecord) -> None:
+def _note_damage(found: dict[str, _Finding], root: Path, name: str, record: FileRecord) -> None:
     try:
-        if record_file(root / name) != record:
-            reasons[name] = "is not what was written: its hash differs"
+        with named(root / name):
+            if record_file(root / name) != record:
+                found[name] = _Finding(f"{name} is not what was written: its hash differs")
     except OSError as error:
-        reasons[name] = f"cannot be read: {error}"
+        text = f"{name} cannot be read: [Errno {error.errno}] {error.strerror}"
+        found[name] = _Finding(text, error if tells_nothing(error) else None)

@@ -27,6 +27,10 @@ _END = b'"\n}\n'
 _SEALED = re.compile(rb'(?P<text>.*"seal": ")(?P<seal>[0-9a-f]{16})' + re.escape(_END), re.DOTALL)
 
 
+class NewerManifestError(CheckpointError):
+    """A manifest of a version to come: no damage, but nothing that can be judged here."""
+
+
 @dataclass(frozen=True)
 class Facts:
     """What a checkpoint was written for.
@@ -62,7 +66,7 @@ class Manifest:
         facts: What the checkpoint was written for.
         files: Each file's record under its path in the checkpoint, with `/` between folders.
         libraries: Versions of the packages that wrote it, and of Python.
-        written_at: When, as ISO 8601 in UTC; for people, nothing is decided by it.
+        written_at: When, as ISO 8601 in UTC. It decides which of several runs wrote last, and nothing else.
         version: Of the format.
     """
 
@@ -89,7 +93,8 @@ def decode(data: bytes) -> Manifest:
     """Return the manifest in a text.
 
     Raises:
-        CheckpointError: It is damaged, is not one of ours, or is of a version to come.
+        CheckpointError: It is damaged, or is not one of ours.
+        NewerManifestError: It is of a version to come.
     """
     content = _unsealed(data)
     try:
@@ -116,11 +121,16 @@ def _unsealed(data: bytes) -> dict[str, Any]:
         raise CheckpointError(f"{MANIFEST_NAME} is damaged: it is not valid JSON ({error})") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{MANIFEST_NAME} is damaged, or was written by something else: it is not a {FORMAT}'s")
+    version = content.get("version")
+    if isinstance(version, int) and version > VERSION:  # which may be sealed in another way
+        raise NewerManifestError(
+            f"{MANIFEST_NAME} has version {version}, and only {VERSION} is known here: a newer mainspring wrote it"
+        )
     sealed = _SEALED.fullmatch(data)
     if sealed is None or _digest(sealed["text"]) != sealed["seal"]:
         raise CheckpointError(f"{MANIFEST_NAME} is damaged: its text is not the one that was written")
-    if content.get("version") != VERSION:
-        raise CheckpointError(f"{MANIFEST_NAME} has version {content.get('version')}, but only {VERSION} is known here")
+    if version != VERSION:
+        raise CheckpointError(f"{MANIFEST_NAME} has version {version}, but only {VERSION} is known here")
     return content
 
 

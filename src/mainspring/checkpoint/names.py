@@ -1,4 +1,4 @@
-"""The names of the files in a checkpoint: the reference's, and three of our own."""
+"""The names of the files in a checkpoint: the reference's, and five of our own."""
 
 from __future__ import annotations
 

@@ -13,6 +13,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import IO, Any, TypeAlias
 
+from mainspring.checkpoint.numpy_values import dtype_class
+
 COMPUTED_NAME = "a name that it computes"
 COMPUTED_CALL = "a call of something that it computes"
 CHANGED_GLOBAL = "a change to a class or function"
@@ -133,7 +135,7 @@ class Scan:
         elif name == "INST":
             self._look_up(*argument)
         elif name in ("REDUCE", "NEWOBJ", "NEWOBJ_EX", "OBJ"):
-            self._call(taken[0])
+            self._call(*taken[:2])
         elif name == "BINPERSID":
             self._refer(taken[0])
         elif name == "BUILD" or name in _FILLS:
@@ -189,9 +191,17 @@ class Scan:
             self._danger(found.name)
         return found
 
-    def _call(self, function: Value) -> None:
+    def _call(self, function: Value, arguments: Value = ()) -> None:
         if not isinstance(function, _Global):
             self._danger(COMPUTED_CALL)
+        elif function.name == "numpy.dtype":
+            self._make_dtype(arguments[0] if isinstance(arguments, tuple) and arguments else _UNKNOWN)
+
+    def _make_dtype(self, code: Value) -> None:
+        # The class of what it makes decides whether torch goes on: arrays of objects are not allowed, arrays of floats are.
+        name = dtype_class(code)
+        if name not in self._allowed:
+            self._danger(name or COMPUTED_NAME)
 
     def _change(self, target: Value) -> None:
         if isinstance(target, _Global):

@@ -11,8 +11,9 @@ import io
 import logging
 import mmap
 import os
+import re
 import tarfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import IO, Any
 from mainspring.checkpoint.allowed import metadata_globals, torch_globals
 from mainspring.checkpoint.names import TRAINING_ARGS_NAME
 from mainspring.checkpoint.opcodes import MalformedPickleError, Scan
-from mainspring.checkpoint.torch_zip import ZIP_START, data_pickle, mentions_pickle
+from mainspring.checkpoint.torch_zip import LEGACY_START, ZIP_START, data_pickle, mentions_pickle
 from mainspring.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -32,9 +33,9 @@ METADATA_SUFFIX = ".metadata"
 SHARD_SUFFIX = ".distcp"
 # Names by which somebody unpickles. Such a file is also refused for being no pickle that can be followed.
 _PICKLED = frozenset({".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"})
-# How a file of torch's older, non-zip format begins, and how many pickles then follow each other.
-_LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-_LEGACY_PICKLES = 5
+_LEGACY_PICKLES = 5  # that follow each other in a file of torch's older format
+# How torch.save writes the names of classes and functions: as the opcode for it, and two lines.
+_NAMES = re.compile(rb"c([^\W\d][\w.]*)\n([^\W\d][\w.]*)\n")
 _TAR_RECORDS = frozenset({"storages", "tensors", "pickle"})
 
 
@@ -51,6 +52,22 @@ class Rules:
     allowed: Collection[str]
     storages: bool = True
     certain: bool = True
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A file that must not be unpickled.
+
+    Attributes:
+        name: Its path in the checkpoint, with `/` between folders.
+        dangers: What it holds that is not allowed, as from `dangerous_globals`.
+    """
+
+    name: str
+    dangers: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name} {refusal(self.dangers)}"
 
 
 def dangerous_globals(path: StrPath, allowed: Collection[str] | None = None) -> list[str]:
@@ -73,6 +90,22 @@ def dangerous_globals(path: StrPath, allowed: Collection[str] | None = None) -> 
         return examine(opened, rules if allowed is None else replace(rules, allowed=allowed))
 
 
+def dangers_of_own(path: StrPath) -> list[str]:
+    """`dangerous_globals` of a file that this process has just written with `torch.save`.
+
+    Following every opcode takes longer than the save where there are thousands of tensors. Such a pickle is no crafted one,
+    so it is enough to look for the names in it, and to follow it where one of them is not plainly allowed.
+    """
+    allowed = torch_globals()
+    with Path(path).open("rb") as file:
+        try:
+            names = _NAMES.findall(data_pickle(file))
+        except ValueError as error:
+            return [str(error)]
+    plain = all(f"{module.decode()}.{name.decode()}" in allowed and module != b"numpy" for module, name in names)
+    return [] if plain else dangerous_globals(path, allowed)
+
+
 def refuse(path: StrPath, allowed: Collection[str] | None = None) -> None:
     """Raise if a file could execute anything when it is unpickled.
 
@@ -88,7 +121,7 @@ def refuse(path: StrPath, allowed: Collection[str] | None = None) -> None:
         raise CheckpointError(f"{os.fspath(path)} {refusal(dangers)}")
 
 
-def refusal(dangers: list[str]) -> str:
+def refusal(dangers: Iterable[str]) -> str:
     """Say in words that follow a file's name why it is refused."""
     return (
         f"was refused, and nothing in it was executed: it holds {', '.join(dangers)}, which is not in the allow-list of a "
@@ -104,14 +137,14 @@ def examine(file: IO[bytes], rules: Rules) -> list[str]:
         rules: What it is judged by.
     """
     file.seek(0)
-    start = file.read(len(_LEGACY_START))
+    start = file.read(len(LEGACY_START))
     if start.startswith(ZIP_START):
         return _in_zip(file, rules)
     if _is_old_tar(file):
         return ["an archive of torch's oldest format"]
     file.seek(0)
     with _mapped(file) as source:
-        return _in_pickles(source, rules, alone=start != _LEGACY_START)
+        return _in_pickles(source, rules, alone=start != LEGACY_START)
 
 
 # ---- forms ----
@@ -181,7 +214,7 @@ def _mapped(file: IO[bytes]) -> Any:
 # ---- folders ----
 
 
-def scan_folder(folder: StrPath) -> list[str]:
+def scan_folder(folder: StrPath) -> list[Refused]:
     """Look for pickles in every file of a checkpoint and its sub-folders, whatever the names, and judge each.
 
     `training_args.bin` is left out, because it is never read: it may hold anything, and does where the reference wrote it.
@@ -190,14 +223,14 @@ def scan_folder(folder: StrPath) -> list[str]:
         folder: A checkpoint directory, written here or by the reference.
 
     Returns:
-        One sentence per file that must not be unpickled; empty when there is none.
+        The files that must not be unpickled; empty when there is none.
 
     Raises:
         OSError: A file cannot be read.
     """
     root = Path(folder)
     return [
-        f"{file.relative_to(root).as_posix()} {refusal(dangers)}"
+        Refused(file.relative_to(root).as_posix(), tuple(dangers))
         for path in _files(root)
         for file, dangers in _in_file(path)
         if dangers

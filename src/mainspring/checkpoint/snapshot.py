@@ -38,7 +38,7 @@ class HostCopies:
         storages: dict[int, torch.UntypedStorage] = {}
         memo: dict[int, Any] = {}
         devices = set()
-        for tensor in _tensors_in(state, set()):
+        for tensor in tensors_in(state):
             devices.add(tensor.device)
             memo[id(tensor)] = self._copy_tensor(tensor, storages) if _is_plain(tensor) else tensor.detach().clone()
         for device in devices:
@@ -89,16 +89,17 @@ class HostCopies:
         return buffer
 
 
-def _tensors_in(state: Any, seen: set[int]) -> Iterator[Tensor]:
-    """Every tensor in nested dicts, lists and tuples, once."""
+def tensors_in(state: Any, seen: dict[int, Any] | None = None) -> Iterator[Tensor]:
+    """Yield every tensor in nested dicts, lists and tuples, once; a container may hold itself."""
+    seen = {} if seen is None else seen
     if id(state) in seen:
         return
-    seen.add(id(state))
+    seen[id(state)] = state  # kept, so that no other object gets the same id meanwhile
     if isinstance(state, Tensor):
         yield state
     elif isinstance(state, (dict, list, tuple)):
         for value in state.values() if isinstance(state, dict) else state:
-            yield from _tensors_in(value, seen)
+            yield from tensors_in(value, seen)
 
 
 def _is_plain(tensor: Tensor) -> bool:

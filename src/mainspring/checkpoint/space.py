@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from mainspring.checkpoint.snapshot import tensors_in
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
@@ -45,7 +46,7 @@ def estimate_bytes(*states: Any) -> int:
         The size of the tensors. What else there is (numbers, names, the tokenizer) is small beside them and not counted.
     """
     seen: set[int] = set()
-    return sum(_bytes(tensor, seen) for tensor in _tensors(states))
+    return sum(_bytes(tensor, seen) for tensor in tensors_in(states))
 
 
 def _bytes(tensor: Tensor, seen: set[int]) -> int:
@@ -56,14 +57,6 @@ def _bytes(tensor: Tensor, seen: set[int]) -> int:
         return 0
     seen.add(storage._cdata)
     return storage.nbytes()
-
-
-def _tensors(state: Any) -> Iterator[Tensor]:
-    if isinstance(state, Tensor):
-        yield state
-    elif isinstance(state, (dict, list, tuple)):
-        for value in state.values() if isinstance(state, dict) else state:
-            yield from _tensors(value)
 
 
 def _shown(size: float) -> str:

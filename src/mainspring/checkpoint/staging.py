@@ -6,7 +6,8 @@ Everything is written into a sibling of the final folder, flushed to the disk, t
 The folders in between have names that no reader takes for a checkpoint, `.checkpoint-20.<pid>.<role>`:
 
 * `partial`: being written; worthless when its process is gone.
-* `replaced`: the former content of a folder that is being written again; put back if a crash left its place empty.
+* `replaced`: the former content of a folder that is being written again; put back if a crash left its place empty. A
+  checkpoint of another run is kept, as `checkpoint-20.other-run`.
 * `deleted`: on its way out.
 """
 
@@ -21,36 +22,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from mainspring.checkpoint.absorb import take_over
+from mainspring.checkpoint.aside import OTHER_RUN, move_aside
 from mainspring.checkpoint.disk import files_below, fsync, fsync_folders
-from mainspring.checkpoint.manifest import Facts, seal
-from mainspring.checkpoint.names import (
-    CALLBACKS_NAME,
-    DATA_POSITION_NAME,
-    MANIFEST_NAME,
-    OPTIMIZER_NAME,
-    OPTIMIZER_NAME_BIN,
-    PROGRESS_NAME,
-    SAFE_WEIGHTS_INDEX_NAME,
-    SAFE_WEIGHTS_NAME,
-    SCALER_NAME,
-    SCHEDULER_NAME,
-    TRAINER_STATE_NAME,
-    WEIGHTS_INDEX_NAME,
-    WEIGHTS_NAME,
-)
+from mainspring.checkpoint.lock import holds
+from mainspring.checkpoint.manifest import Facts, read_manifest, seal
+from mainspring.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
 _ASIDE = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)\.(?P<role>partial|replaced|deleted)")
-_WHOLE_MODEL = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
-_WEIGHT_FILE = re.compile(r"(model.*\.safetensors|pytorch_model.*\.bin)(\.index\.json)?")
-_RUN_STATE = frozenset(
-    {OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, SCHEDULER_NAME, SCALER_NAME, PROGRESS_NAME, CALLBACKS_NAME, DATA_POSITION_NAME}
-)
 
-# Stages that this process is writing now: a leftover of an earlier process may carry the same process id (in containers
-# it usually does), so that "the process lives" alone would not tell them apart.
-_open_stages: set[Path] = set()
+# Stages that this process is writing now, by their real paths. In containers processes of different runs have the same
+# ids, so that "the process lives" does not tell a stage that is being written from a leftover.
+_open_stages: set[str] = set()
 
 
 @contextmanager
@@ -63,7 +48,8 @@ def staged(folder: str | os.PathLike[str], facts: Facts | None = None) -> Iterat
 
     Files that already lie in `folder` (a subclass or a callback put them there first) are taken over unless they were
     written anew. Not taken over are what would contradict the new content: other weights of the whole model where new
-    ones were written, optimizer, scheduler, scaler and progress beside a new trainer state, and the old manifest.
+    ones were written, optimizer, random states, progress and the like beside a new trainer state, the old manifest, and what
+    another run's manifest lists. A checkpoint of another run is moved aside, not replaced.
 
     Args:
         folder: The final place; its parents are created.
@@ -102,7 +88,7 @@ class Stage:
         """Make an empty stage for `folder`; its parents are created."""
         target = Path(folder).absolute()  # a stage may be committed after the program went to another folder
         path = _new_stage(target)
-        _open_stages.add(path)
+        _open_stages.add(os.path.realpath(path))
         return cls(path, target)
 
     def commit(self, facts: Facts | None = None) -> None:
@@ -111,7 +97,7 @@ class Stage:
         Args:
             facts: What the checkpoint is written for, as in `staged`.
         """
-        _absorb(self.target, self.path, _superseded(self.path))
+        take_over(self.target, self.path, None if facts is None else facts.run_id)
         if facts is None:
             for path in files_below(self.path):
                 fsync(path)
@@ -119,18 +105,20 @@ class Stage:
             seal(self.path, facts)
         fsync_folders(self.path)
         _commit(self.path, self.target)
-        _open_stages.discard(self.path)
+        _open_stages.discard(_real(self.path))
 
     def drop(self) -> None:
         """Remove the stage; the place it was for is as it was."""
         shutil.rmtree(self.path, ignore_errors=True)
-        _open_stages.discard(self.path)
+        _open_stages.discard(_real(self.path))
 
 
 def clean_stages(output_dir: str | os.PathLike[str]) -> list[str]:
     """Remove what processes that died while saving or deleting left behind; to be called once, before a run starts.
 
-    A checkpoint that was being replaced, and whose place the crash left empty, is put back.
+    A checkpoint that was being replaced, and whose place the crash left empty, is put back. Inside `locked`, whatever this
+    process is not writing itself was left behind. Where no lock could be had, only what carries the number of a process
+    that is gone counts: others may be at work.
 
     Args:
         output_dir: The run's output folder; it need not exist.
@@ -142,12 +130,14 @@ def clean_stages(output_dir: str | os.PathLike[str]) -> list[str]:
     done = []
     for path in sorted(root.iterdir()) if root.is_dir() else ():
         match = _ASIDE.fullmatch(path.name)
-        if match is None or not _is_abandoned(path, int(match["pid"])):
+        if match is None or _real(path) in _open_stages or not (holds(root) or _is_gone(int(match["pid"]))):
             continue
         place = root / match["name"]
         if match["role"] == "replaced" and not place.exists():
             logger.warning("putting back %s: the process that was replacing it died", place)
             path.rename(place)
+        elif match["role"] == "replaced":
+            _put_away(path, place)
         else:
             logger.info("removing %s, left behind by a process that died", path)
             _remove(path)
@@ -170,7 +160,7 @@ def discard_aside(folder: Path) -> None:
 def _new_stage(target: Path) -> Path:
     stage = _sibling(target, "partial")
     target.parent.mkdir(parents=True, exist_ok=True)
-    if stage in _open_stages:
+    if _real(stage) in _open_stages:
         raise RuntimeError(f"{target} is already being written by this process")
     _remove(stage)
     stage.mkdir()
@@ -181,36 +171,8 @@ def _sibling(target: Path, role: str) -> Path:
     return target.parent / f".{target.name}.{os.getpid()}.{role}"
 
 
-def _superseded(stage: Path) -> re.Pattern[str]:
-    """Return the names of top-level files that must not be taken over into `stage`."""
-    patterns = [re.escape(MANIFEST_NAME)]
-    if any((stage / name).exists() for name in _WHOLE_MODEL):
-        patterns.append(_WEIGHT_FILE.pattern)
-    if (stage / TRAINER_STATE_NAME).exists():
-        patterns += [re.escape(name) for name in sorted(_RUN_STATE)]
-    return re.compile("|".join(f"(?:{pattern})" for pattern in patterns))
-
-
-def _absorb(source: Path, stage: Path, skip: re.Pattern[str]) -> None:
-    """Take over into `stage` what lies in `source` and is not in it yet; `source` itself stays as it is."""
-    for path in source.iterdir() if source.is_dir() else ():
-        taken = stage / path.name
-        if skip.fullmatch(path.name):
-            continue
-        if path.is_dir() and not path.is_symlink():
-            taken.mkdir(exist_ok=True)
-            _absorb(path, taken, re.compile(r"(?!)"))
-        elif not os.path.lexists(taken):
-            _link_or_copy(path, taken)
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    # A second name for the same bytes costs nothing and leaves the old folder whole until the rename. Not every file
-    # system has hard links.
-    try:
-        os.link(source, target, follow_symlinks=False)
-    except (OSError, NotImplementedError):
-        shutil.copy2(source, target, follow_symlinks=False)
+def _real(path: Path) -> str:
+    return os.path.join(os.path.realpath(path.parent), path.name)
 
 
 def _commit(stage: Path, target: Path) -> None:
@@ -230,7 +192,29 @@ def _commit(stage: Path, target: Path) -> None:
         if replaces and not os.path.lexists(target):
             former.rename(target)
         raise
-    _remove(former)
+    if replaces:
+        _put_away(former, target)
+
+
+def _put_away(former: Path, place: Path) -> None:
+    """Remove what was replaced; what another run wrote is moved aside, where it can be found."""
+    if not _of_different_runs(former, place):
+        _remove(former)
+        return
+    try:
+        aside = move_aside(former, place, OTHER_RUN)
+    except OSError as error:
+        logger.warning("%s held a checkpoint of another run, which is now %s: %s", place, former, error)
+    else:
+        logger.warning("%s held a checkpoint of another run: moved aside to %s", place, aside.name)
+
+
+def _of_different_runs(former: Path, place: Path) -> bool:
+    try:
+        runs = [manifest.facts.run_id for path in (former, place) if (manifest := read_manifest(path)) is not None]
+    except (CheckpointError, OSError):  # nobody can tell: it is kept
+        return True
+    return len(set(runs)) > 1
 
 
 def _remove(path: Path) -> None:
@@ -242,9 +226,10 @@ def _remove(path: Path) -> None:
             logger.warning("could not remove %s completely: delete it by hand", path)
 
 
-def _is_abandoned(path: Path, pid: int) -> bool:
+def _is_gone(pid: int) -> bool:
+    """Whether no process has this number, or only we, who know what is ours."""
     if pid == os.getpid():
-        return path.absolute() not in _open_stages
+        return True
     if os.name == "nt":  # where signal 0 is Ctrl-C, not a question
         return False
     try:

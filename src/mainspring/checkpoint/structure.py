@@ -13,6 +13,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from mainspring.checkpoint.disk import named, tells_nothing
 from mainspring.checkpoint.names import (
     ADAPTER_CONFIG_NAME,
     CONFIG_NAME,
@@ -24,6 +25,7 @@ from mainspring.checkpoint.names import (
     TRAINING_ARGS_NAME,
     WEIGHTS_INDEX_NAME,
 )
+from mainspring.checkpoint.torch_zip import LEGACY_START
 
 _JSON_FILES = (TRAINER_STATE_NAME, PROGRESS_NAME, TRAINING_ARGS_JSON, CONFIG_NAME, ADAPTER_CONFIG_NAME)
 _INDEX_FILES = (SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME)
@@ -31,8 +33,6 @@ _TORCH_SUFFIXES = (".pt", ".pth", ".bin")
 _NO_WEIGHTS = (OPTIMIZER_NAME_BIN, TRAINING_ARGS_NAME)
 # Up to which size a record in torch's archives is read whole to compare its checksum.
 _SMALL = 1 << 20
-# How a file of torch's older, non-zip format begins: its magic number, pickled. Such a file has no directory to check.
-_LEGACY_TORCH_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
 
 
 def check_structure(folder: str | os.PathLike[str]) -> list[str]:
@@ -44,14 +44,14 @@ def check_structure(folder: str | os.PathLike[str]) -> list[str]:
     Returns:
         One sentence per reason why it cannot be resumed from; empty when none was found. Bytes flipped inside a tensor do
         not show here.
+
+    Raises:
+        OSError: The system would not read a file, which says nothing of what it holds.
     """
     root = Path(folder)
     if not root.is_dir():
         return [f"{root} is not a directory" if root.exists() else f"{root} does not exist"]
-    try:
-        return _reasons(root)
-    except OSError as error:
-        return [f"{root} cannot be read: {error}"]
+    return _reasons(root)
 
 
 def _reasons(root: Path) -> list[str]:
@@ -83,6 +83,16 @@ def _files_of(root: Path) -> Iterator[Path]:
 
 
 def _damage(path: Path) -> list[str]:
+    try:
+        with named(path):
+            return _damage_of_kind(path)
+    except OSError as error:
+        if tells_nothing(error):
+            raise
+        return [f"cannot be read: {error}"]
+
+
+def _damage_of_kind(path: Path) -> list[str]:
     if path.name in _JSON_FILES:
         return _json_damage(path)
     if path.name in _INDEX_FILES:
@@ -97,7 +107,7 @@ def _damage(path: Path) -> list[str]:
 def _json_damage(path: Path) -> list[str]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         return [f"is not valid JSON: {error}"]
     if not isinstance(content, dict):
         return [f"is not a JSON object, but a {type(content).__name__}"]
@@ -110,11 +120,13 @@ def _index_damage(path: Path) -> list[str]:
     try:
         shards = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
         return [f"names {shard}, which is missing" for shard in shards if not (path.parent / shard).is_file()]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return [f"is not an index of weights: {error!r}"]
 
 
 def _safetensors_damage(path: Path) -> list[str]:
+    with path.open("rb"):  # safetensors' own errors do not say what the system answered
+        pass
     try:
         with safe_open(path, framework="np"):  # compares the header's sizes with the file's; "pt" would import torch
             return []
@@ -125,12 +137,15 @@ def _safetensors_damage(path: Path) -> list[str]:
 def _torch_damage(path: Path) -> list[str]:
     try:
         with path.open("rb") as file:
-            if file.read(len(_LEGACY_TORCH_START)) == _LEGACY_TORCH_START:
-                return []
+            if file.read(len(LEGACY_START)) == LEGACY_START:
+                return []  # it has no directory to check
         with zipfile.ZipFile(path) as archive:  # reads the directory, which stands at the end: a cut-off file has none
             for record in archive.infolist():
                 _check_record(archive, record)
-    except Exception as error:  # noqa: BLE001 (a damaged archive can provoke nearly any of them)
+    except Exception as error:
+        if tells_nothing(error):
+            raise
+        # A damaged archive can provoke nearly any other.
         return [f"is damaged: {error}"]
     return []
 

@@ -13,6 +13,9 @@ from typing import IO
 
 ZIP_START = b"PK\x03\x04"
 
+LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+"""How a file of torch's older, non-zip format begins: its magic number, pickled."""
+
 _END = struct.Struct("<4s4H2LH")
 _LOCATOR64 = struct.Struct("<4sLQL")
 _END64 = struct.Struct("<4sQ2H2L4Q")

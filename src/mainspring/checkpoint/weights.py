@@ -20,11 +20,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mainspring.checkpoint.adapters import adapter_folders, has_adapters, load_adapters
+from mainspring.checkpoint.contents import Contents
 from mainspring.checkpoint.deferral import their_writes_too, write
 from mainspring.checkpoint.disk import as_os_errors
 from mainspring.checkpoint.names import (
     ADAPTER_SAFE_WEIGHTS_NAME,
     ADAPTER_WEIGHTS_NAME,
+    MANIFEST_NAME,
     SAFE_WEIGHTS_INDEX_NAME,
     SAFE_WEIGHTS_NAME,
     WEIGHTS_INDEX_NAME,
@@ -108,24 +110,26 @@ def load_weights(model: nn.Module, folder: str | os.PathLike[str]) -> LoadReport
     Args:
         model: The model, wrapped or not. Its parameters are written in place: objects, devices, dtypes and what is
             trainable stay.
-        folder: A checkpoint directory, written here or by the reference.
+        folder: A checkpoint directory, written here or by the reference. Where it has a manifest, only what that lists is
+            read.
 
     Returns:
         The names that did not match.
 
     Raises:
-        CheckpointError: There are no weights, a file is damaged or refused, a shape differs, or not one name matches.
+        CheckpointError: There are no weights, or none that the folder's manifest lists; a file is damaged or refused, a
+            shape differs, or not one name matches.
     """
-    bare, root = unwrap(model), Path(folder)
-    adapters = adapter_folders(bare, root) if has_adapters(bare) else {}
+    bare, contents = unwrap(model), Contents.of(folder)
+    adapters = adapter_folders(bare, contents) if has_adapters(bare) else {}
     if adapters:
         return LoadReport(*load_adapters(bare, adapters))
-    files = _weight_files(root)
+    files = _weight_files(contents)
     if not files:
-        raise CheckpointError(_nothing_found(root, has_adapters(bare)))
+        raise CheckpointError(_nothing_found(contents, has_adapters(bare)))
     report = _load_files(bare, files)
     if is_pretrained(bare) and report.missing and report.unexpected:
-        return _load_converted(bare, root, report)
+        return _load_converted(bare, files, report)
     return report
 
 
@@ -180,17 +184,17 @@ def _without_wrapper_prefix(state: StateDict) -> StateDict:
 # ---- reading ----
 
 
-def _weight_files(root: Path) -> list[Path]:
+def _weight_files(contents: Contents) -> list[Path]:
     for name in (SAFE_WEIGHTS_NAME, WEIGHTS_NAME):
-        if (root / name).is_file():
-            return [root / name]
+        if file := contents.file(name):
+            return [file]
     for name in (SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME):
-        if (root / name).is_file():
-            return _shards(root / name)
+        if index := contents.file(name):
+            return _shards(index, contents)
     return []
 
 
-def _shards(index: Path) -> list[Path]:
+def _shards(index: Path, contents: Contents) -> list[Path]:
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -198,7 +202,7 @@ def _shards(index: Path) -> list[Path]:
     strangers = [name for name in names if Path(name).name != name]
     if strangers:  # an index that points out of its folder would make us read any file
         raise CheckpointError(f"{index} names {strangers[0]!r}, which is not a file beside it")
-    absent = [name for name in names if not (index.parent / name).is_file()]
+    absent = [name for name in names if contents.file(name) is None]
     if absent:
         raise CheckpointError(f"{index} names {_some(absent)}, which {'is' if len(absent) == 1 else 'are'} missing")
     return [index.parent / name for name in names]
@@ -256,7 +260,7 @@ def _missing(model: nn.Module, found: set[str]) -> list[str]:
     return [name for name, value in own.items() if id(value) not in loaded and name not in left_out]
 
 
-def _load_converted(model: nn.Module, root: Path, report: LoadReport) -> LoadReport:
+def _load_converted(model: nn.Module, files: list[Path], report: LoadReport) -> LoadReport:
     """Load weights whose names on disk differ from the model's.
 
     transformers stores some architectures in the layout they were published in (a tensor per expert) and joins the tensors
@@ -265,15 +269,15 @@ def _load_converted(model: nn.Module, root: Path, report: LoadReport) -> LoadRep
     """
     with torch.random.fork_rng(devices=[]):  # from_pretrained draws initial values for what it does not find
         other, info = type(model).from_pretrained(  # type: ignore[attr-defined]
-            os.fspath(root),
+            None,
             config=model.config,
+            state_dict={name: value for file in files for name, value in _read(file).items()},
             dtype=model.dtype,
-            local_files_only=True,
             output_loading_info=True,
         )
     lacking = set(info["missing_keys"])
     state = {name: value for name, value in other.state_dict().items() if name not in lacking}
-    _copy_into(model, state, root)
+    _copy_into(model, state, files[0].parent)
     missing = _missing(model, set(state))
     if len(missing) >= len(report.missing):  # nothing was joined: the names really differ
         return report
@@ -283,11 +287,16 @@ def _load_converted(model: nn.Module, root: Path, report: LoadReport) -> LoadRep
 # ---- words ----
 
 
-def _nothing_found(root: Path, wants_adapter: bool) -> str:
+def _nothing_found(contents: Contents, wants_adapter: bool) -> str:
     names = [SAFE_WEIGHTS_NAME, WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME]
     if wants_adapter:
         names = [ADAPTER_SAFE_WEIGHTS_NAME, ADAPTER_WEIGHTS_NAME, *names]
+    root = contents.root
     where = f"no weights in {root}" if root.is_dir() else f"{root} is not a directory"
+    if unlisted := [name for name in names if (root / name).is_file()]:
+        where = (
+            f"no weights in {root} that its {MANIFEST_NAME} lists ({_some(unlisted)} was put there by somebody else)"
+        )
     return f"{where}: looked for {', '.join(names)}"
 
 

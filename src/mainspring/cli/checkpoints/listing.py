@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from mainspring.checkpoint import check_sizes, verify
+from mainspring.checkpoint.aside import DAMAGED, OTHER_RUN
 from mainspring.cli.answer import Answer
 from mainspring.cli.checkpoints.survey import Entry, best, moved_aside, newest, survey
 from mainspring.cli.checkpoints.words import age_of, size_of, table
 
+_WHY = {DAMAGED: "it was not valid", OTHER_RUN: "another run wrote a checkpoint of its name"}
 _RIGHT = (1, 2, 3, 4)  # step, age, size, metric
 
 
@@ -21,7 +23,7 @@ def listing(path: str, full: bool) -> Answer:
     lines = [_table(entries)] if entries else [f"no checkpoints in {path}"]
     if entries and not full:
         lines.append("valid: as far as names and sizes tell; --full reads every byte")
-    lines += [f"moved aside, as it was not valid: {folder.name}" for folder in moved_aside(path)]
+    lines += [f"moved aside, as {_WHY[kind]}: {folder.name}" for folder, kind in moved_aside(path)]
     return Answer("\n".join(lines))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -11,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from mainspring.checkpoint import MANIFEST_NAME, TRAINER_STATE_NAME, Manifest, newest_first, read_manifest
+from mainspring.checkpoint.aside import kind_of
 from mainspring.checkpoint.disk import files_below
 from mainspring.errors import CheckpointError
-
-_ASIDE = re.compile(r"checkpoint-\d+\.damaged(\.\d+)?")
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ def survey(path: str, check: Callable[[Path], list[str]]) -> list[Entry]:
         check: Says why a checkpoint is not valid.
 
     Returns:
-        One entry for each, oldest first by the step it was written for.
+        One entry for each: those of the run that wrote last come last, and of each run the last step.
 
     Raises:
         ValueError: There is no such folder.
@@ -88,9 +86,9 @@ def is_checkpoint(folder: Path) -> bool:
     return any((folder / name).is_file() for name in (MANIFEST_NAME, TRAINER_STATE_NAME))
 
 
-def moved_aside(path: str) -> list[Path]:
-    """The folders in which checkpoints lie that were found not to be valid."""
-    return sorted(folder for folder in Path(path).iterdir() if _ASIDE.fullmatch(folder.name))
+def moved_aside(path: str) -> list[tuple[Path, str]]:
+    """The folders in which checkpoints were kept that are none any more, and why they were moved (see `aside`)."""
+    return [(folder, kind) for folder in sorted(Path(path).iterdir()) if (kind := kind_of(folder.name)) is not None]
 
 
 def newest(entries: list[Entry]) -> Entry | None:
@@ -115,7 +113,7 @@ def best(entries: list[Entry]) -> Entry | None:
 def _manifest(folder: Path) -> Manifest | None:
     try:
         return read_manifest(folder)
-    except CheckpointError:  # the check names it
+    except (CheckpointError, OSError):  # the check names it
         return None
 
 
