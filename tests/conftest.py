@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
+
+# A shell that starts the suite in the background leaves Ctrl-C ignored in it, and a run leaves alone what is ignored: the
+# tests that send one would train on.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 for _name, _value in {
     "OMP_NUM_THREADS": "1",

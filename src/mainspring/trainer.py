@@ -1620,8 +1620,10 @@ class Trainer(OlderNames):
         metrics = speed_metrics("train", start_time, num_samples=num_train_samples * share, num_steps=steps)
         self.store_flos()
         metrics.update(total_flos=self.state.total_flos, train_loss=train_loss)
-        self.log(metrics)
         self._tell_of_finished_saves(wait=True)
+        if self._saver.failures:
+            metrics["failed_saves"] = self._saver.failures
+        self.log(metrics)
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
             self._load_best_model()
         self._keep_only_best(trial)
