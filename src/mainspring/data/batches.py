@@ -9,13 +9,17 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
 
-from mainspring.data.random_stream import Apart, DataStream, seed_generators
+from mainspring.data.random_stream import Apart, DataStream, making, seed_generators
 from mainspring.data.resumable import Resumable, replays
 from mainspring.data.samplers import DealtBatches
 
 Collate = Callable[[list[Any]], Any]
 Place = tuple[int, int, list[int]]
 """Epoch, number of the batch in it, indices of its samples."""
+
+
+_AT_THE_END = -1
+"""In place of a batch's number, where there is none left."""
 
 
 class Places(Sampler[Place]):
@@ -61,7 +65,7 @@ class MapBatches(_Told, Dataset[Any]):
     def __getitem__(self, place: Place) -> Any:
         epoch, number, indices = place
         self._tell(epoch)
-        with Apart(self.stream.batch(epoch, number)):
+        with Apart(self.stream.batch(epoch, number)), making(self.stream.place(epoch, number)):
             return self.collate_fn(_rows(self.dataset, indices))
 
 
@@ -77,7 +81,8 @@ class StreamBatches(_Told, IterableDataset[Any]):
 
     Attributes:
         resumable: How its position is saved; None where it is not.
-        entry: Where the next iteration begins: batches left out, and the stream's state after them; None for the start.
+        entry: Where the next iteration begins: batches left out, the stream's state after them, and whether nothing came
+            after them; None for the start.
         replay_differs: Whether a resumed run would draw other random numbers in the steps that it takes again.
     """
 
@@ -99,34 +104,50 @@ class StreamBatches(_Told, IterableDataset[Any]):
         # Read alike on every process but collated differently; and what is watched is not what the collator draws.
         self._collates_apart = stream.world_size > 1 or replays(dataset)
         self.resumable: Resumable | None = None
-        self.entry: tuple[int, Any] | None = None
+        self.entry: tuple[int, Any, bool] | None = None
         self.replay_differs = False
         self._done: tuple[int, int] | None = None  # epoch, and batches of it that were handed out
+        self._ended = False  # whether the stream had nothing left: what it says then is where it begins anew
 
     def __iter__(self) -> Iterator[Any]:
         epoch = int(self.epoch)
         self._tell(epoch)
+        self._seed_generator(epoch)
         info = get_worker_info()
         first, step = (self._enter(epoch), 1) if info is None else (info.id, info.num_workers)
+        if first == _AT_THE_END:
+            return
         samples: Iterator[Any] | None = None
+        self._ended = False
         for number in count(first, step):
             with Apart(self.stream.reading(epoch, number)) as numbers:
                 samples = iter(self.dataset) if samples is None else samples
                 rows = list(islice(samples, self.batch_size))
                 self._watch(numbers)
+                self._ended = len(rows) < self.batch_size or getattr(self.dataset, "ended", False)
                 if not rows or (self.drop_last and len(rows) < self.batch_size):
                     return
                 if self._collates_apart:
                     seed_generators(self.stream.batch(epoch, number))
-                batch = self.collate_fn(rows)
+                with making(self.stream.place(epoch, number)):
+                    batch = self.collate_fn(rows)
             self._done = epoch, number + 1
             yield batch
+
+    def _seed_generator(self, epoch: int) -> None:
+        """A stream with a generator of its own, and no `set_epoch`, has it seeded for the epoch."""
+        generator = getattr(self.dataset, "generator", None)
+        if isinstance(generator, torch.Generator) and not hasattr(self.dataset, "set_epoch"):
+            generator.manual_seed(self.stream.seed + epoch)
 
     def _enter(self, epoch: int) -> int:
         """Go to the place where the iteration begins; returns the number of its first batch."""
         if self.entry is None or self.resumable is None:
             return 0
-        skip, state = self.entry
+        skip, state, ended = self.entry
+        if ended:
+            self._done, self._ended = (epoch, skip), True
+            return _AT_THE_END
         with Apart(self.stream.reading(epoch, 0)):
             self.resumable.enter(state)
         return skip
@@ -141,4 +162,4 @@ class StreamBatches(_Told, IterableDataset[Any]):
             return None
         epoch, batches = self._done
         samples = batches * self.batch_size * self.stream.world_size
-        return {**self.resumable.place(epoch, samples), "state": self.resumable.state()}
+        return {**self.resumable.place(epoch, samples), "state": self.resumable.state(), "ended": self._ended}

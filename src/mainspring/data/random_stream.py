@@ -7,13 +7,18 @@ of workers nor the place at which an epoch is entered changes the data.
 In the training process torch's generator is also the model's (dropout), so its state is put back after each batch.
 The generators of numpy and ``random`` belong to the data: they are seeded and left as the batch leaves them.
 
-Out of reach are generators that a dataset or collator keeps for itself, draws on a GPU, and threads that a dataset
-reads with while the model trains.
+A collator with a generator of its own can ask which batch it makes, and seed it by that: see :func:`batch_place`.
+
+Out of reach are other generators that a dataset or collator keeps for itself, draws on a GPU, and threads that a
+dataset reads with while the model trains.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,7 +83,25 @@ class Apart:
 _NUMPY = np.random.RandomState(0)
 _PYTHON = random.Random(0)
 
-_BATCH, _READ, _WORKER = range(3)
+_PLACE: ContextVar[tuple[int, int] | None] = ContextVar("batch_place", default=None)
+
+
+def batch_place() -> tuple[int, int] | None:
+    """The epoch of the batch that is being made in this thread, and its number over all processes; None if unknown."""
+    return _PLACE.get()
+
+
+@contextmanager
+def making(place: tuple[int, int]) -> Iterator[None]:
+    """Make the batch at ``place``: that is what :func:`batch_place` says."""
+    before = _PLACE.set(place)
+    try:
+        yield
+    finally:
+        _PLACE.reset(before)
+
+
+_BATCH, _READ, _WORKER, _ORDER = range(4)
 
 
 @dataclass(frozen=True)
@@ -97,7 +120,11 @@ class DataStream:
 
     def batch(self, epoch: int, position: int) -> int:
         """The seed of this process's batch number ``position`` in ``epoch``; other processes have other ones."""
-        return mixed(self.seed, _BATCH, epoch, position * self.world_size + self.rank)
+        return mixed(self.seed, _BATCH, *self.place(epoch, position))
+
+    def place(self, epoch: int, position: int) -> tuple[int, int]:
+        """The epoch, and the number over all processes of this process's batch number ``position``."""
+        return epoch, position * self.world_size + self.rank
 
     def reading(self, epoch: int, position: int) -> int:
         """The seed for reading what batch number ``position`` is made of, from a stream that every process reads.
@@ -109,3 +136,7 @@ class DataStream:
     def worker(self, epoch: int, worker: int) -> int:
         """The seed with which a worker starts."""
         return mixed(self.seed, _WORKER, epoch, self.rank, worker)
+
+    def order(self, epoch: int) -> int:
+        """The seed of an order that a sampler draws from the global generators; the same on every process."""
+        return mixed(self.seed, _ORDER, epoch)

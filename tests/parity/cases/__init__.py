@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.parity.cases import inputs, optimisation, reporting, saving
+from tests.parity.cases import collators, inputs, optimisation, reporting, saving
 from tests.parity.harness import Case
 
 CASES: tuple[Case, ...] = (
@@ -13,6 +13,7 @@ CASES: tuple[Case, ...] = (
     *optimisation.precision(),
     *inputs.randomness(),
     *inputs.inputs(),
+    *collators.collating(),
     *reporting.reporting(),
     *reporting.evaluation(),
     *saving.saving(),

@@ -37,12 +37,35 @@ def randomness() -> list[Case]:
             {"train_sampling_strategy": "sequential"},
             {"train_sampling_strategy": "random"},
         ),
+        *(
+            Case(
+                f"{strategy}_{seed}",
+                language_model(0.1),
+                {
+                    **LM,
+                    **EVALUATES,
+                    "train_sampling_strategy": strategy,
+                    "gradient_accumulation_steps": 3,
+                    "seed": seed,
+                },
+                {"train_sampling_strategy": "random"},
+                drive=_train_and_predict,
+            )
+            for strategy in ("group_by_length", "batch_rebalance")
+            for seed in (42, 7)
+        ),
         Case("model_init", _from_model_init(), {"seed": 21}, {"seed": 22}),
         Case("iterable", regression(0.1, train_dataset=stream), {"max_steps": 4}, {"max_steps": 5}),
         Case("iterable_over_epochs", regression(0.1, train_dataset=even), by_two, _ONE_BATCH),
         Case("iterable_ending_inside_an_update", regression(0.1, train_dataset=uneven), by_two, _ONE_BATCH),
         Case("workers_dropout", regression(0.1), workers, {"dataloader_num_workers": 0, "seed": 1}),
     ]
+
+
+def _train_and_predict(side: Side, build: Any) -> tuple[Any, Any]:
+    """Also shows the order in which an evaluation goes."""
+    trainer = build()
+    return trainer, (trainer.train(), trainer.predict(data.Items(data.ragged_text(7, 5))))
 
 
 def _from_model_init() -> Task:
