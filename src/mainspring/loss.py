@@ -152,6 +152,25 @@ def count_items(batches: Sequence[Any], shifts_labels: bool) -> Tensor | None:
     return total
 
 
+def weights_of(batches: Sequence[Any], shifts_labels: bool) -> list[Tensor] | None:
+    """How much of their update's mean each of its micro-batches is: its labels that count, or its rows without labels.
+
+    Returns:
+        One 0-d tensor each; None where a micro-batch has no tensor to count.
+    """
+    counts = [count_items([batch], shifts_labels) for batch in batches]
+    if any(count is None for count in counts):
+        counts = [_rows(batch) for batch in batches]
+    found = [count for count in counts if count is not None]
+    return found if len(found) == len(batches) else None
+
+
+def _rows(batch: Any) -> Tensor | None:
+    values = batch.values() if isinstance(batch, Mapping) else ()
+    first = next((value for value in values if isinstance(value, Tensor) and value.dim() > 0), None)
+    return None if first is None else torch.tensor(first.shape[0], device=first.device)
+
+
 def _targets(batch: Any, shifts_labels: bool) -> Tensor | None:
     if not isinstance(batch, Mapping):
         return None

@@ -13,7 +13,7 @@ import logging
 import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -306,12 +306,18 @@ class TrainPlan:
         """Updates of the run, as the learning-rate schedule counts them."""
         return self.max_steps if self.schedule_steps is None else self.schedule_steps
 
+    def of_epoch(self, batches: int) -> TrainPlan:
+        """The plan, for an epoch of so many micro-batches in one process."""
+        return self if batches == self.steps_in_epoch else replace(self, steps_in_epoch=batches)
+
     def updates_done(self, epoch: int, batches: int) -> int:
         """Updates that lie before micro-batch `batches` of `epoch`, a begun one among them."""
+        whole = self.num_update_steps_per_epoch
         left = math.ceil((self.steps_in_epoch - batches) / self.gradient_accumulation_steps)
-        return (
-            (epoch + 1) * self.num_update_steps_per_epoch - left if batches else epoch * self.num_update_steps_per_epoch
-        )
+        at_its_beginning = (
+            not batches and left >= whole
+        )  # more: what is left over at the end makes no update of its own
+        return epoch * whole if at_its_beginning else (epoch + 1) * whole - left
 
     def sizes_of_updates(self, done: int = 0, carried: int = 0) -> Iterator[int]:
         """Micro-batches of each update from micro-batch `done` of an epoch on: the last one takes what is left over.
@@ -431,10 +437,13 @@ class Progress:
         world_size: number of processes with which they were counted.
         window_loss: sum of the losses since the last log.
         window_steps: updates since the last log.
+        window_positions: positions of the batches since the last log that tell of their padding, over all processes.
+        window_tokens: those of them that are no padding.
         total_loss: sum of the losses of all closed windows.
         first_step: update from which `total_loss` counts.
         examples: samples of one epoch; 0 where that is unknown.
         schedule_batch: samples of one update, over all processes, as the schedule counts them; 0 where that is unknown.
+        order: what the number of batches means in the order of this epoch; empty where that is not of our making.
         pending: what was still to be done at this update: names of control flags.
         stops: what a callback had ended by then, the epoch under way or the training: names of control flags.
         grad_norm: gradient norm of the last update, which the next log may ask for; None where there was none.
@@ -449,10 +458,13 @@ class Progress:
     world_size: int = 1
     window_loss: float = 0
     window_steps: int = 0
+    window_positions: int = 0
+    window_tokens: int = 0
     total_loss: float = 0
     first_step: int = 0
     examples: int = 0
     schedule_batch: int = 0
+    order: dict[str, Any] = field(default_factory=dict)
     pending: list[str] = field(default_factory=list)
     stops: list[str] = field(default_factory=list)
     grad_norm: float | None = None

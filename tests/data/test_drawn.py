@@ -17,6 +17,7 @@ from mainspring.data.loaders import LoaderOptions, build_loader
 from mainspring.data.position import batches_from
 from mainspring.data.random_stream import DataStream
 from mainspring.data.samplers import EpochRandomSampler
+from mainspring.data.shared import SharedLoader
 from tests.helpers.draws import AtOnce, Counted, Drawing, DrawingStream, Shuffling, Start, collate
 
 COUNT = 22
@@ -219,7 +220,7 @@ def test_it_looks_like_a_plain_loader() -> None:
     data = Drawing(COUNT)
     loader, plain = build(data), build(data, stream=None)
     assert isinstance(loader, DrawnLoader)
-    assert type(plain) is DataLoader
+    assert type(plain) is SharedLoader
     assert loader.dataset is data
     assert loader.collate_fn is collate
     assert loader.batch_sampler.sampler.seed == 1
@@ -246,7 +247,7 @@ def test_what_users_set_on_it_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_torchs_pipes_seed_themselves() -> None:
     from torch.utils.data.datapipes.iter import IterableWrapper
 
-    assert type(build(IterableWrapper(range(4)))) is DataLoader
+    assert type(build(IterableWrapper(range(4)))) is SharedLoader
 
 
 # ---- streams ----

@@ -11,6 +11,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSa
 from mainspring.data import loaders
 from mainspring.data.loaders import LoaderOptions, build_loader
 from mainspring.data.samplers import EpochRandomSampler, IterableShard
+from mainspring.data.shared import SharedLoader
 
 
 def build(dataset: object, **changes: object) -> DataLoader:
@@ -41,7 +42,7 @@ class Stream(IterableDataset):
 
 def test_it_is_a_torch_loader_in_the_datas_own_order() -> None:
     loader = build(list(range(10)))
-    assert type(loader) is DataLoader
+    assert type(loader) is SharedLoader
     assert values(loader) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     assert len(loader) == 3
 

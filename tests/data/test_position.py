@@ -14,9 +14,12 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DataLoaderConfiguration
 from torch.utils.data import DataLoader, IterableDataset
 
+from mainspring.data.lengths import Lengths
 from mainspring.data.loaders import LoaderOptions, build_loader
+from mainspring.data.orders import BudgetBatches, Specification
 from mainspring.data.position import batches_from
 from mainspring.data.samplers import EpochRandomSampler
+from mainspring.data.steady import GlobalOrder
 
 
 @pytest.fixture(autouse=True)
@@ -189,6 +192,53 @@ def test_epoch_reaches_the_dataset() -> None:
     stream = Stream()
     batches_from(build(stream, world_size=2), 9)
     assert stream.epoch == 9
+
+
+class Growing:
+    """Samples that are longer in each epoch."""
+
+    epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return 24
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        return {"input_ids": [index] * (2 + 3 * self.epoch)}
+
+
+def test_every_process_knows_how_many_batches_the_first_one_reads() -> None:
+    data = Growing()
+    known = Specification("token_budget", world_size=2, max_tokens=12)
+    loaders = [
+        build(data, sampler=BudgetBatches(Lengths(data), known, 0), rank=rank, world_size=2, reader="first")
+        for rank in (0, 1)
+    ]
+    counts = []
+    for epoch in (0, 1, 2, 1):
+        for loader in loaders:
+            batches_from(loader, epoch)
+        counts.append([len(loader) for loader in loaders])
+    assert counts == [[2, 2], [6, 6], [12, 12], [6, 6]]
+
+
+def test_the_first_process_alone_draws_the_order_of_what_it_reads() -> None:
+    drawn = []
+    for rank in (0, 1):
+        data = Counting(8)
+        loader = build(data, sampler=GlobalOrder(data), rank=rank, world_size=2, reader="first")
+        torch.manual_seed(3)
+        batches_from(loader, 1)
+        after = torch.get_rng_state()
+        torch.manual_seed(3)
+        states = []
+        for _ in range(2):
+            torch.empty((), dtype=torch.int64).random_()
+            states.append(torch.get_rng_state())
+        drawn.append([torch.equal(after, state) for state in states])
+    assert drawn == [[False, True], [True, False]]  # a loader's iterator draws one number by itself
 
 
 def test_an_epoch_that_is_too_short_is_told(caplog: pytest.LogCaptureFixture) -> None:

@@ -7,14 +7,12 @@ import torch
 from accelerate.data_loader import BatchSamplerShard, IterableDatasetShard, SeedableRandomSampler
 from hypothesis import given, settings, strategies as st
 from torch.utils.data import BatchSampler, IterableDataset, RandomSampler, SequentialSampler
-from transformers import trainer_pt_utils as reference
 
+from mainspring.data.grouping import LengthGroupedSampler
 from mainspring.data.samplers import (
     DealtBatches,
     EpochRandomSampler,
     IterableShard,
-    LengthGroupedSampler,
-    get_length_grouped_indices,
     seeded,
 )
 
@@ -256,34 +254,3 @@ class TestIterableShard:
     def test_stream_without_length_has_none(self) -> None:
         with pytest.raises(TypeError):
             len(IterableShard((number for number in range(3)), 1))
-
-
-class TestLengthGrouping:
-    @given(st.lists(st.integers(1, 30), min_size=1, max_size=120), st.integers(1, 6), st.sampled_from([None, 1, 3]))
-    @settings(deadline=None)
-    def test_order_equals_the_reference(self, lengths: list[int], batch_size: int, mult: int | None) -> None:
-        ours = get_length_grouped_indices(lengths, batch_size, mult, torch.Generator().manual_seed(1))
-        theirs = reference.get_length_grouped_indices(lengths, batch_size, mult, torch.Generator().manual_seed(1))
-        assert ours == theirs
-
-    def test_global_generator_is_used_as_the_reference_does(self) -> None:
-        lengths = [(7 * number) % 23 for number in range(100)]
-        torch.manual_seed(0)
-        theirs = list(reference.LengthGroupedSampler(4, lengths=lengths))
-        torch.manual_seed(0)
-        assert list(LengthGroupedSampler(4, lengths=lengths)) == theirs
-
-    def test_lengths_are_measured(self) -> None:
-        data = [{"text": "a" * length} for length in (3, 1, 2)]
-        sampler = LengthGroupedSampler(2, data, model_input_name="text")
-        assert (sampler.lengths, len(sampler)) == ([3, 1, 2], 3)
-        assert LengthGroupedSampler(2, lengths=torch.tensor([3, 1, 2])).lengths == [3, 1, 2]
-
-    def test_no_samples(self) -> None:
-        assert get_length_grouped_indices([], 2) == []
-
-    def test_what_cannot_be_measured_is_refused(self) -> None:
-        with pytest.raises(ValueError, match="lengths=None"):
-            LengthGroupedSampler(2)
-        with pytest.raises(ValueError, match="'input_ids'"):
-            LengthGroupedSampler(2, [{"x": [1]}])

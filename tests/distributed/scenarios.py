@@ -54,6 +54,17 @@ DOUBLE_EVAL = {"per_device_train_batch_size": 8, "per_device_eval_batch_size": 8
 EXACT = "the evaluation loss is exact by default, whatever the batches; the reference's is not"
 CYCLES = "the reference fills the last batch of an epoch with samples from its start"
 
+BUDGET = {
+    "train_sampling_strategy": "token_budget",
+    "max_tokens_per_batch": 40,
+    "gradient_accumulation_steps": 100,
+    "per_device_train_batch_size": 8,
+}
+"""One update an epoch, over all samples: the same however many processes share its batches."""
+
+SIZED = data.Items([{**item, "length": 3 + 5 * place % 12} for place, item in enumerate(data.points(23))])
+"""A regression that is to be batched by lengths of its own."""
+
 SCENARIOS: tuple[Scenario, ...] = (
     Scenario(_case("regression", regression(samples=32), {})),
     Scenario(_case("regression_adamw", regression(samples=32), {"optim": "adamw_torch_fused", "learning_rate": 1e-2})),
@@ -62,6 +73,38 @@ SCENARIOS: tuple[Scenario, ...] = (
     Scenario(_case("uneven_tokens_smoothed", language_model(samples=24), {"label_smoothing_factor": 0.2})),
     Scenario(_case("drop_last", regression(samples=21), {"dataloader_drop_last": True})),
     Scenario(_case("sequential", regression(samples=32), {"train_sampling_strategy": "sequential"})),
+    Scenario(
+        _case(
+            "grouped_by_length",
+            language_model(samples=24),
+            {"train_sampling_strategy": "group_by_length", "gradient_accumulation_steps": 2},
+        ),
+        alone=None,
+        why="how far apart samples are sorted follows from the batch size",
+    ),
+    Scenario(
+        _case(
+            "rebalanced",
+            language_model(samples=21),
+            {"train_sampling_strategy": "batch_rebalance", "gradient_accumulation_steps": 2},
+        ),
+        alone=None,
+        why="the last update is filled up for two processes",
+    ),
+    Scenario(
+        _case("budget_of_tokens", language_model(samples=23), BUDGET),
+        {},
+        against_reference=False,
+        default_numbers=True,
+        why="the reference has no such batches",
+    ),
+    Scenario(
+        _case("budget_of_samples", regression(samples=23, train_dataset=SIZED), BUDGET),
+        {},
+        against_reference=False,
+        default_numbers=True,
+        why="the reference has no such batches",
+    ),
     Scenario(_case("uneven_batches", regression(0.1, samples=21), {}), alone=None, why=CYCLES),
     Scenario(
         _case("dropout_bf16", classifier(0.1, samples=24), {"bf16": True, "optim": "adamw_torch"}),

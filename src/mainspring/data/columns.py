@@ -14,9 +14,12 @@ LABEL_COLUMNS = ("label", "label_ids")
 
 
 def is_table(dataset: object) -> bool:
-    """Whether ``dataset`` is a ``datasets.Dataset``, whose columns can be removed before it is read."""
+    """Whether ``dataset`` is a ``datasets.Dataset`` whose columns can be removed before it is read.
+
+    That is not so where a transform makes the samples: it takes columns that the model does not, and gives others.
+    """
     datasets = sys.modules.get("datasets")
-    return datasets is not None and isinstance(dataset, datasets.Dataset)
+    return datasets is not None and isinstance(dataset, datasets.Dataset) and dataset.format["type"] != "custom"
 
 
 def remove_unused_columns(

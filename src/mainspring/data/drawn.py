@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,12 +12,13 @@ from mainspring.data.batches import MapBatches, Places, StreamBatches
 from mainspring.data.random_stream import DataStream, seed_generators
 from mainspring.data.resumable import Resumable, obstacle
 from mainspring.data.samplers import DealtBatches
+from mainspring.data.shared import SharedLoader
 
 _HANDED_ON = ("pin_memory", "pin_memory_device", "timeout", "generator")
 _HANDED_ON_TO_WORKERS = ("num_workers", "persistent_workers", "prefetch_factor", "multiprocessing_context", "in_order")
 
 
-class DrawnLoader(DataLoader[Any]):
+class DrawnLoader(SharedLoader):
     """A ``DataLoader`` whose samples and batches draw from a :class:`~mainspring.data.random_stream.DataStream`.
 
     Its attributes (``dataset``, ``batch_sampler``, ``collate_fn``, ...) are those of a plain one. It iterates through an
@@ -42,7 +43,7 @@ class DrawnLoader(DataLoader[Any]):
             self._epoch.share_memory_()  # workers that read a stream learn of a new epoch by it
         self._inner: DataLoader[Any] | None = None
         self._read: StreamBatches | None = None
-        self._entry: tuple[int, Any] | None = None
+        self._entry: tuple[int, Any, bool] | None = None
         self.told_obstacle: str | None = None
 
     def set_epoch(self, epoch: int) -> None:
@@ -50,6 +51,9 @@ class DrawnLoader(DataLoader[Any]):
         self._epoch.fill_(epoch)
 
     def __iter__(self) -> Any:
+        return self.placed(self._begin())
+
+    def _begin(self) -> Iterator[Any]:
         if self._inner is None:
             # Not made before it is needed: until then collate_fn, num_workers, ... may be set, as on a plain loader.
             inner = self._inner_loader()
@@ -114,7 +118,7 @@ class DrawnLoader(DataLoader[Any]):
             different = [name for name, value in wanted.items() if position.get(name) != value]
             reason = f"it was saved with another {', '.join(different)}" if different else None
         if reason is None:
-            self._entry = skip, position["state"]
+            self._entry = skip, position["state"], bool(position.get("ended"))
         return reason
 
 

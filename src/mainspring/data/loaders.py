@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, SequentialSampler
 
 from mainspring.data.drawn import DrawnLoader
-from mainspring.data.random_stream import DataStream
+from mainspring.data.random_stream import DataStream, mixed
 from mainspring.data.samplers import DealtBatches, IterableShard, seeded
+from mainspring.data.shared import Dealt, SharedLoader
+from mainspring.data.splitting import share_of_batch, split_order
+from mainspring.data.steady import steady
+from mainspring.data.together import AllShares, DispatchedLoader, InStepLoader
+from mainspring.errors import OptionError, Problem
 
 _PIPES = tuple(getattr(torch.utils.data, name, ()) for name in ("IterDataPipe", "MapDataPipe"))
 _KNOWS_IN_ORDER = "in_order" in inspect.signature(DataLoader.__init__).parameters  # torch >= 2.6
@@ -52,16 +59,12 @@ class LoaderOptions:
         return {**arguments, "in_order": self.in_order} if _KNOWS_IN_ORDER else arguments
 
 
-class Dealt(NamedTuple):
-    """How a loader's samples are shared; found as its attribute ``dealt``. Loaders without it give all to everyone.
+Reader = Literal["each", "first", "shards"]
+"""``"each"``: every process reads what is its own, and all of a stream. ``"first"``: the first process reads, and sends.
+``"shards"``: of a stream that has a shard for every process, each reads whole ones."""
 
-    Attributes:
-        world_size: Number of processes that share them.
-        even: Whether the last round is completed with samples from the start.
-    """
-
-    world_size: int
-    even: bool
+READERS: Mapping[bool | None, Reader] = MappingProxyType({None: "each", True: "first", False: "shards"})
+"""Who reads, by the setting `dispatch_batches`."""
 
 
 def _pinning_helps() -> bool:
@@ -85,14 +88,16 @@ def build_loader(
     seed: int | None = None,
     even: bool = True,
     stream: DataStream | None = None,
-) -> DataLoader[Any]:
-    """Build the loader of process ``rank``.
+    split: bool = False,
+    reader: Reader = "each",
+) -> SharedLoader:
+    """Build the loader of one process.
 
     The loader has no generator of its own, so each iterator made from it draws one number from torch's global one.
 
     Args:
         dataset: Map-style or iterable.
-        batch_size: Samples in a batch of one process.
+        batch_size: Samples in a batch of one process, or with ``split`` of all processes.
         collate_fn: Makes a batch of a list of samples.
         sampler: Global order of a map-style dataset, as indices or as batches of them; None for the dataset's own
             order. Iterable data has none.
@@ -105,21 +110,125 @@ def build_loader(
         even: Give every process the same number of full batches, see :class:`DealtBatches`.
         stream: Where samples and batches draw their random numbers from. With None they take what the global generators
             of the process (or worker) give, and so do torch's data pipes, which seed themselves.
+        split: Divide each batch among the processes.
+        reader: Who reads.
+
+    Raises:
+        ValueError: If a batch is to be split and cannot be.
     """
-    arguments = options.as_arguments() | {"collate_fn": collate_fn, "worker_init_fn": worker_init_fn}
-    make: Callable[..., DataLoader[Any]] = DataLoader
-    if stream is not None and not isinstance(dataset, _PIPES):
-        make = partial(DrawnLoader, stream=stream)
+    parts = _Parts(
+        dataset,
+        share_of_batch(batch_size, world_size) if split else batch_size,
+        drop_last,
+        _Sharing(rank, world_size, even, reader),
+        options.as_arguments() | {"collate_fn": collate_fn, "worker_init_fn": worker_init_fn},
+        None if isinstance(dataset, _PIPES) else stream,
+    )
     if isinstance(dataset, IterableDataset):
-        if world_size > 1:
-            # Every process reads the whole stream: shards of their own would end at different times, and the processes
-            # would wait for each other forever.
-            dataset = IterableShard(dataset, batch_size, drop_last, rank, world_size, seed or 0, even)
-        loader = make(dataset, batch_size=batch_size, drop_last=drop_last, **arguments)
+        loader = parts.of_stream(seed or 0)
     else:
         order = SequentialSampler(dataset) if sampler is None else sampler
         order = seeded(order, torch.initial_seed() if seed is None else seed)
-        batches = DealtBatches(order, batch_size, drop_last, rank, world_size, even)
-        loader = make(dataset, batch_sampler=batches, **arguments)
+        if parts.stream is not None:
+            order = steady(order, batch_size, drop_last, parts.stream)
+        loader = parts.of_order(split_order(order, world_size) if split else order)
     loader.dealt = Dealt(world_size, even)
     return loader
+
+
+class _Sharing(NamedTuple):
+    rank: int
+    world_size: int
+    even: bool
+    reader: Reader
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What a loader is made of."""
+
+    dataset: Any
+    batch_size: int
+    drop_last: bool
+    sharing: _Sharing
+    arguments: dict[str, Any]
+    stream: DataStream | None
+
+    def of_order(self, order: Iterable[Any]) -> SharedLoader:
+        """A loader of map-style data."""
+        sharing = self.sharing
+        rules = (order, self.batch_size, self.drop_last, sharing.rank, sharing.world_size, sharing.even)
+        arguments = self.arguments | {"batch_sampler": DealtBatches(*rules)}
+        if not self._dispatches:
+            return self._make(self.stream)(self.dataset, **arguments)
+        source = self._source(self.dataset, {"batch_sampler": AllShares(*rules)})
+        return DispatchedLoader(self.dataset, source, sharing.rank, sharing.world_size, **arguments)
+
+    def of_stream(self, seed: int) -> SharedLoader:
+        """A loader of iterable data."""
+        sharing, dataset = self.sharing, self.dataset
+        arguments = self.arguments | {"batch_size": self.batch_size, "drop_last": self.drop_last}
+        if sharing.world_size == 1:
+            return self._make(self.stream)(dataset, **arguments)
+        if sharing.reader == "shards" and has_shards(dataset, sharing.world_size):
+            return self._of_own_shards(arguments)
+        # Where every process reads the whole stream, all end at the same time, whatever shards it has.
+        rules = (self.drop_last, sharing.rank, sharing.world_size, seed, sharing.even)
+        share = IterableShard(dataset, self.batch_size, *rules)
+        if not self._dispatches:
+            return self._make(self.stream)(share, **arguments)
+        rounds = IterableShard(dataset, self.batch_size * sharing.world_size, self.drop_last, 0, 1, seed, sharing.even)
+        sizes = {"batch_size": self.batch_size, "drop_last": self.drop_last}
+        return DispatchedLoader(share, self._source(rounds, sizes), sharing.rank, sharing.world_size, **arguments)
+
+    def _of_own_shards(self, arguments: dict[str, Any]) -> SharedLoader:
+        sharing = self.sharing
+        own = self.dataset.shard(num_shards=sharing.world_size, index=sharing.rank)
+        # Two processes read other samples here: they are not to draw the same numbers for them.
+        apart = self.stream and replace(self.stream, seed=mixed(self.stream.seed, sharing.rank))
+        loader = self._make(apart)(own, **arguments)
+        return InStepLoader(loader, sharing.rank, sharing.world_size, **arguments) if sharing.even else loader
+
+    @property
+    def _dispatches(self) -> bool:
+        return self.sharing.reader == "first" and self.sharing.world_size > 1
+
+    def _source(self, dataset: Any, batches: dict[str, Any]) -> SharedLoader:
+        """The loader of the process that reads for all: what it draws is what each process would draw for itself."""
+        alone = None if self.stream is None else DataStream(self.stream.seed)
+        return self._make(alone)(dataset, **{**self.arguments, **batches, "pin_memory": False})
+
+    @staticmethod
+    def _make(stream: DataStream | None) -> Callable[..., SharedLoader]:
+        return SharedLoader if stream is None else partial(DrawnLoader, stream=stream)
+
+
+def has_shards(dataset: object, world_size: int) -> bool:
+    """Whether this is a stream of ``datasets`` with a shard for every process."""
+    kind = getattr(sys.modules.get("datasets"), "IterableDataset", ())
+    return isinstance(dataset, kind) and getattr(dataset, "num_shards", 0) >= world_size
+
+
+def refuse_uneven(loader: SharedLoader) -> None:
+    """Refuse a loader of which some process may have a batch more than others: in training these would wait forever.
+
+    Raises:
+        OptionError: Naming the setting that asked for it.
+    """
+    if loader.dealt.even or loader.dealt.world_size == 1:
+        return
+    why = _unevenness(loader)
+    if why is not None:
+        fix = "set dataloader_drop_last=True, or leave it out: then the last round is filled up"
+        raise OptionError([Problem("accelerator_config", {"even_batches": False}, why, fix)])
+
+
+def _unevenness(loader: SharedLoader) -> str | None:
+    world_size, batches = loader.dealt.world_size, loader.batch_sampler
+    if not isinstance(batches, DealtBatches):
+        why = "a stream may end with batches for some processes only, for which the others would wait"
+        return None if loader.drop_last and isinstance(loader.dataset, IterableShard) else why
+    counts = [batches.length_of(rank) for rank in range(world_size)]
+    if counts[0] == counts[-1]:
+        return None
+    return f"the processes would have {counts[-1]} to {counts[0]} batches in an epoch, and wait for each other"

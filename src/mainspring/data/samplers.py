@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sized
 from itertools import chain, cycle, islice
 from typing import Any, TypeVar, cast
 
 import torch
-from torch.utils.data import BatchSampler, IterableDataset, RandomSampler, Sampler
+from torch.utils.data import BatchSampler, IterableDataset, RandomSampler
 from torch.utils.data.distributed import DistributedSampler
 
 T = TypeVar("T")
@@ -136,10 +136,13 @@ class DealtBatches(BatchSampler):
         self.rank = rank
         self.world_size = world_size
         self.even = even
-        self._skipped = self._shift = 0
+        self._skipped = 0
+        self._epoch = 0
+        self._entry = (0, 0)  # an epoch, and how much of its order lies before the first round
 
     def set_epoch(self, epoch: int) -> None:
         """Forward ``epoch`` to the sampler, and to the sampler inside a batch sampler."""
+        self._epoch = epoch
         for sampler in (self.sampler, getattr(self.sampler, "sampler", None)):
             set_epoch = getattr(sampler, "set_epoch", None)
             if callable(set_epoch):
@@ -147,15 +150,22 @@ class DealtBatches(BatchSampler):
 
     def skip(self, batches: int) -> None:
         """Start the next iteration, and only that one, at this process's batch number ``batches``."""
-        self._skipped, self._shift = batches, 0
+        self._skipped = batches
 
-    def skip_samples(self, samples: int) -> None:
-        """Start the next iteration, and only that one, after so many samples of the global order, batches of single ones.
+    def leave_out(self, epoch: int, count: int) -> None:
+        """Begin ``epoch``, and only that one, after ``count`` items of its order: indices, or batches of them."""
+        self._entry = epoch, count
 
-        Those may have been in batches of another size, or dealt to another number of processes.
-        """
-        assert self.batch_size is not None
-        self._skipped, self._shift = divmod(samples, self.batch_size * self.world_size)
+    def left_out(self, epoch: int) -> int:
+        """Items of the order of ``epoch`` before its first round."""
+        return self._entry[1] if self._entry[0] == epoch else 0
+
+    @property
+    def unit(self) -> int:
+        """Items of the order in a full round: indices, or batches of them."""
+        if self.batched:
+            return self.world_size
+        return self.batch_size * self.world_size
 
     @property
     def skipped(self) -> int:
@@ -165,55 +175,68 @@ class DealtBatches(BatchSampler):
     def __iter__(self) -> Iterator[list[int]]:
         # A generator: torch's loader with workers makes two iterators and uses the second, so that only the first
         # batch tells which one is meant.
-        skipped, shift, self._skipped, self._shift = self._skipped, self._shift, 0, 0
+        skipped, self._skipped = self._skipped, 0
         if self.world_size == 1:
-            yield from self._global_batches(skipped, shift)
+            yield from self._global_batches(skipped)
         else:
-            yield from self._own_batches(skipped, shift)
+            yield from self._own_batches(skipped)
 
     def __len__(self) -> int:
-        count = len(cast(Sized, self.sampler))
+        return self.length_of(self.rank)
+
+    def length_of(self, rank: int) -> int:
+        """Number of batches that process ``rank`` gets."""
+        count = max(0, len(cast(Sized, self.sampler)) - self.left_out(self._epoch))
         if not self.batched:
             count = count // self.batch_size if self.drop_last else math.ceil(count / self.batch_size)
         rounds, rest = divmod(count, self.world_size)
         if not rest or self.drop_last:
             return rounds
-        return rounds + 1 if self.even or self.rank < rest else rounds
+        return rounds + 1 if self.even or rank < rest else rounds
 
-    def _global_batches(self, start: int = 0, shift: int = 0) -> Iterator[list[int]]:
-        """The batches of all processes, from number ``start`` on, where ``shift`` samples come before the first."""
+    def _global_batches(self, start: int = 0) -> Iterator[list[int]]:
+        """The batches of all processes, from number ``start`` on."""
+        left_out = self.left_out(self._epoch)
         if self.batched:
-            yield from islice(self.sampler, start, None)
+            yield from islice(self.sampler, left_out + start, None)
             return
         indices = iter(self.sampler)
-        deque(islice(indices, shift + start * self.batch_size), maxlen=0)  # passed over without making batches
+        deque(islice(indices, left_out + start * self.batch_size), maxlen=0)  # passed over without making batches
         while batch := list(islice(indices, self.batch_size)):
-            if isinstance(batch[0], list):
-                raise TypeError(
-                    f"{type(self.sampler).__name__} yields lists of indices but is no BatchSampler: derive it from "
-                    "torch.utils.data.BatchSampler, or give it the attributes batch_size and drop_last"
-                )
+            refuse_lists(self.sampler, batch)
             if len(batch) == self.batch_size or not self.drop_last:
                 yield batch
 
-    def _own_batches(self, skipped: int, shift: int) -> Iterator[list[int]]:
-        # A last round is completed from the epoch's beginning.
-        first = list(islice(self._global_batches(), self.world_size)) if shift else []
-        rounds = _chunks(self._global_batches(0, shift), self.world_size)
-        for number, (dealt, is_last) in enumerate(mark_last(rounds)):
-            first = first or dealt
-            if number < skipped:
-                continue
-            if is_last:
-                dealt = self._last_round(dealt, first)
+    def _own_batches(self, skipped: int) -> Iterator[list[int]]:
+        for dealt in islice(self.rounds(), skipped, None):
             if self.rank < len(dealt):
                 yield dealt[self.rank]
+
+    def rounds(self) -> Iterator[list[list[int]]]:
+        """The batches of each round in the order of the ranks; the last round may have fewer than there are."""
+        first: list[list[int]] = []
+        for dealt, is_last in mark_last(_chunks(self._global_batches(), self.world_size)):
+            first = first or dealt
+            yield self._last_round(dealt, first) if is_last and self.world_size > 1 else dealt
 
     def _last_round(self, dealt: list[list[int]], first: list[list[int]]) -> list[list[int]]:
         if self.drop_last:
             full = len(dealt) == self.world_size and all(len(b) == self.batch_size for b in dealt if self.batch_size)
             return dealt if full else []
         return _completed(dealt, first, self.world_size, self.batch_size) if self.even else dealt
+
+
+def refuse_lists(sampler: object, batch: list[Any]) -> None:
+    """Refuse a batch whose items are lists.
+
+    Raises:
+        TypeError: Naming the sampler, which was taken for one of single indices.
+    """
+    if isinstance(batch[0], list):
+        raise TypeError(
+            f"{type(sampler).__name__} yields lists of indices but is no BatchSampler: derive it from "
+            "torch.utils.data.BatchSampler, or give it the attributes batch_size and drop_last"
+        )
 
 
 def _completed(
@@ -279,6 +302,7 @@ class IterableShard(IterableDataset[Any]):
         self.seed = seed
         self.even = even
         self.epoch = 0
+        self.ended = False  # whether what was given last is the last of the stream
         self._entered_after: list[Any] | None = None
 
     def set_epoch(self, epoch: int) -> None:
@@ -307,12 +331,13 @@ class IterableShard(IterableDataset[Any]):
         first, self._entered_after = self._entered_after, None
         if first is None:
             self._seed()
-        first = first or []
+        first, self.ended = first or [], False
         block_size = self.batch_size * self.world_size
         own = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
         for block in _chunks(self.dataset, block_size):
             first = first or block
             if len(block) < block_size:
+                self.ended = True
                 if self.drop_last:
                     return
                 if self.even:
@@ -325,88 +350,3 @@ class IterableShard(IterableDataset[Any]):
             return blocks * self.batch_size
         last = self.batch_size if self.even else min(max(rest - self.rank * self.batch_size, 0), self.batch_size)
         return blocks * self.batch_size + last
-
-
-def get_length_grouped_indices(
-    lengths: Sequence[float],
-    batch_size: int,
-    mega_batch_mult: int | None = None,
-    generator: torch.Generator | None = None,
-) -> list[int]:
-    """A random order in which neighbours have similar lengths.
-
-    A random permutation is cut into mega-batches of ``mega_batch_mult * batch_size`` samples, each sorted from long to
-    short; the longest sample of all is swapped to the front, so that a lack of memory shows at the first step.
-
-    Args:
-        lengths: Length of every sample.
-        batch_size: Samples per batch.
-        mega_batch_mult: Batches in a mega-batch; by default as many as give 4 mega-batches, at most 50, at least 1.
-        generator: Source of the permutation; torch's global generator by default.
-
-    Returns:
-        Every index once.
-    """
-    if mega_batch_mult is None:
-        mega_batch_mult = max(1, min(len(lengths) // (4 * batch_size), 50))
-    permutation: list[int] = torch.randperm(len(lengths), generator=generator).tolist()
-    mega_batches = [
-        sorted(mega_batch, key=lengths.__getitem__, reverse=True)
-        for mega_batch in _chunks(permutation, mega_batch_mult * batch_size)
-    ]
-    if mega_batches:
-        longest = max(mega_batches, key=lambda mega_batch: lengths[mega_batch[0]])
-        mega_batches[0][0], longest[0] = longest[0], mega_batches[0][0]
-    return list(chain.from_iterable(mega_batches))
-
-
-class LengthGroupedSampler(Sampler[int]):
-    """Samples of similar length near each other, otherwise at random: :func:`get_length_grouped_indices`.
-
-    Args:
-        batch_size: Samples per batch.
-        dataset: Measured when ``lengths`` is None; its samples are mappings.
-        lengths: Length of every sample.
-        model_input_name: The key whose value is measured; ``"input_ids"`` by default.
-        generator: Source of the order; torch's global generator by default.
-
-    Raises:
-        ValueError: If neither ``dataset`` nor ``lengths`` is given, or the samples cannot be measured.
-    """
-
-    def __init__(
-        self,
-        batch_size: int,
-        dataset: Any = None,
-        lengths: Sequence[float] | torch.Tensor | None = None,
-        model_input_name: str | None = None,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        if lengths is None:
-            lengths = measured_lengths(dataset, model_input_name or "input_ids")
-        self.batch_size = batch_size
-        self.lengths: list[float] = lengths.tolist() if isinstance(lengths, torch.Tensor) else list(lengths)
-        self.generator = generator
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=self.generator))
-
-
-def measured_lengths(dataset: Any, key: str) -> list[int]:
-    """``len(sample[key])`` of every sample.
-
-    Raises:
-        ValueError: If there is no dataset or its samples are no mappings with ``key``.
-    """
-    if dataset is None:
-        raise ValueError("dataset=None and lengths=None: pass one of them to group samples by length")
-    sample = dataset[0]
-    if not isinstance(sample, Mapping) or key not in sample:
-        raise ValueError(
-            f"the lengths of {type(dataset).__name__} cannot be measured: its samples are no mappings with the key "
-            f"{key!r}; pass lengths, or model_input_name with the key to measure"
-        )
-    return [len(sample[key]) for sample in dataset]

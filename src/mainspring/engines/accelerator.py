@@ -7,13 +7,18 @@ these calls must mean what they say.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, TorchDynamoPlugin
+from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, TorchDynamoPlugin, send_to_device
+
+from mainspring.arguments.accelerator_config import AcceleratorConfig
+from mainspring.data.shared import SharedLoader
+from mainspring.errors import OptionError, Problem
 
 if TYPE_CHECKING:
     from mainspring.engines.base import SingleProcess
@@ -58,6 +63,16 @@ class MainspringAccelerator(Accelerator):
             return placed
         return self._engine.prepare(model)
 
+    def prepare_data_loader(
+        self, data_loader: Any, device_placement: bool | None = None, slice_fn_for_dispatch: Any = None
+    ) -> Any:
+        """Share out a loader; one of ours is shared already, and comes back with its batches on the device."""
+        prepared = super().prepare_data_loader(data_loader, device_placement, slice_fn_for_dispatch)
+        placed = self.device_placement if device_placement is None else device_placement
+        if isinstance(prepared, SharedLoader) and placed:
+            prepared.place = functools.partial(send_to_device, device=self.device, non_blocking=self.non_blocking)
+        return prepared
+
     @contextlib.contextmanager
     def accumulate(self, *models: torch.nn.Module) -> Any:
         """A micro-batch of the update in progress: whether it synchronises is what the training loop says."""
@@ -94,6 +109,7 @@ def build_accelerator(
     compile_backend: str | None = None,
     compile_mode: str | None = None,
     data_seed: int | None = None,
+    settings: AcceleratorConfig | None = None,
     kwargs_handlers: list[Any] | None = None,
 ) -> MainspringAccelerator:
     """Build the accelerator of a run.
@@ -104,25 +120,55 @@ def build_accelerator(
         compile_backend: Backend of `torch.compile`, or None to leave the model uncompiled.
         compile_mode: Mode of `torch.compile`.
         data_seed: Seed of the order in loaders that the user prepares through Accelerate.
+        settings: How Accelerate shares out such loaders, and accumulates what a script accumulates by itself.
         kwargs_handlers: Accelerate's own keyword handlers.
 
     Raises:
         ValueError: fp16 is asked for on the CPU, where Accelerate would silently train in fp32.
     """
-    # Accelerate keeps one precision per process; a second trainer with another one is a fresh start here.
-    AcceleratorState._reset_state()
-    loader_configuration = DataLoaderConfiguration(use_seedable_sampler=True)
-    loader_configuration.data_seed = data_seed
+    settings = settings or AcceleratorConfig()
+    if settings.use_configured_state:
+        _check_precision(mixed_precision)
+    else:  # Accelerate keeps one precision per process; a second trainer with another one is a fresh start here.
+        AcceleratorState._reset_state()
     accelerator = MainspringAccelerator(
         cpu=cpu,
         mixed_precision=mixed_precision,
         dynamo_plugin=TorchDynamoPlugin(backend=compile_backend or "no", mode=compile_mode or "default"),
         # The loop accumulates by itself: Accelerate must not divide the loss a second time.
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        dataloader_config=loader_configuration,
+        gradient_accumulation_plugin=_accumulation(settings),
+        dataloader_config=_loader_configuration(settings, data_seed),
         kwargs_handlers=kwargs_handlers,
     )
     accelerator._precision = mixed_precision
     if mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("fp16=True needs a GPU, and this run is on the CPU: use bf16=True, or drop the option")
     return accelerator
+
+
+def _loader_configuration(settings: AcceleratorConfig, data_seed: int | None) -> DataLoaderConfiguration:
+    configuration = DataLoaderConfiguration(
+        split_batches=settings.split_batches,
+        dispatch_batches=settings.dispatch_batches,
+        even_batches=settings.even_batches,
+        use_seedable_sampler=settings.use_seedable_sampler,
+    )
+    configuration.non_blocking = settings.non_blocking
+    configuration.data_seed = data_seed
+    return configuration
+
+
+def _accumulation(settings: AcceleratorConfig) -> GradientAccumulationPlugin:
+    given = {name: value for name, value in (settings.gradient_accumulation_kwargs or {}).items() if value is not None}
+    return GradientAccumulationPlugin(**{**given, "num_steps": 1})
+
+
+def _check_precision(mixed_precision: str) -> None:
+    """A state that a script made before keeps its precision."""
+    found = AcceleratorState._shared_state.get("_mixed_precision")
+    if found is not None and found != mixed_precision:
+        why = (
+            f"the state that was made before has mixed_precision={found!r}, and the options ask for {mixed_precision!r}"
+        )
+        fix = "give both the same precision, or leave it out"
+        raise OptionError([Problem("accelerator_config", {"use_configured_state": True}, why, fix)])

@@ -42,6 +42,7 @@ class SingleProcess:
         rank: Index of this process, 0 here.
         world_size: Number of processes, 1 here.
         step_was_skipped: Whether the last `step` was left out for an fp16 overflow.
+        sync_each_batch: Whether gradients are reduced with every micro-batch, rather than with the last of an update.
         exact_rows: Whether evaluations leave out the rows that only fill up a batch which Accelerate has shared.
     """
 
@@ -54,6 +55,7 @@ class SingleProcess:
         self.scaler: torch.amp.GradScaler | None = accelerator.scaler
         self.step_was_skipped = False
         self.exact_rows = True
+        self.sync_each_batch = False
         self.optimizer: Optimizer | None = None
         self._unscaled = False
         self._placed: tuple[nn.Module, nn.Module] | None = None
@@ -205,9 +207,8 @@ class EndMarker:
 
 def _remainder(loader: Iterable[Any], world_size: int) -> int:
     """Samples of the last round that are no filling; -1 where that cannot be known, or where nothing is filled up."""
-    dealt = getattr(loader, "dealt", None)
-    if world_size > 1 and dealt is None:
-        return -1  # every process goes through all of it
+    if world_size == 1 or getattr(loader, "dealt", None) is None:
+        return -1  # each process goes through all of its own
     batches = getattr(loader, "batch_sampler", None)
     batch_size = getattr(batches, "batch_size", None) or getattr(loader, "batch_size", None)
     try:

@@ -48,9 +48,9 @@ class DDP(SingleProcess):
         return wrapped
 
     def accumulate(self, model: nn.Module, sync: bool) -> contextlib.AbstractContextManager[Any]:
-        """Reduce gradients in the last micro-batch of an update only."""
+        """Reduce gradients in the last micro-batch of an update only, unless in each."""
         self.accelerator.gradient_state.sync_gradients = sync
-        if sync or not isinstance(model, DistributedDataParallel):
+        if sync or self.sync_each_batch or not isinstance(model, DistributedDataParallel):
             return contextlib.nullcontext()
         return model.no_sync()
 

@@ -1,0 +1,1 @@
+"""Packed rows: their order, their layouts, and training on them."""
