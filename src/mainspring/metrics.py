@@ -310,31 +310,34 @@ def children_of(tree: Tree) -> list[Tree] | None:
     return list(tree.values()) if isinstance(tree, Mapping) else None
 
 
-def _map(function: Callable[[Any], Any], tree: Tree) -> Tree:
+def map_tree(function: Callable[[Any], Any], tree: Tree) -> Tree:
+    """The same tree with ``function`` applied to every leaf."""
     children = children_of(tree)
-    return function(tree) if children is None else rebuilt(tree, [_map(function, child) for child in children])
+    return function(tree) if children is None else rebuilt(tree, [map_tree(function, child) for child in children])
 
 
-def _leaves(tree: Tree) -> Iterator[Any]:
+def leaves_of(tree: Tree) -> Iterator[Any]:
+    """The leaves of a tree, in order."""
     children = children_of(tree)
     if children is None:
         yield tree
     else:
         for child in children:
-            yield from _leaves(child)
+            yield from leaves_of(child)
 
 
 def nested_detach(tensors: Tree) -> Tree:
     """The same tree with every tensor cut from its graph."""
-    return _map(lambda leaf: leaf.detach() if isinstance(leaf, torch.Tensor) else leaf, tensors)
+    return map_tree(lambda leaf: leaf.detach() if isinstance(leaf, torch.Tensor) else leaf, tensors)
 
 
 def nested_numpify(tensors: Tree) -> Tree:
     """The same tree as arrays in host memory; bfloat16, which NumPy lacks, becomes float32."""
-    return _map(_numpy, tensors)
+    return map_tree(as_array, tensors)
 
 
-def _numpy(leaf: Any) -> np.ndarray[Any, Any]:
+def as_array(leaf: Any) -> np.ndarray[Any, Any]:
+    """A tensor or array as an array in host memory; bfloat16, which NumPy lacks, becomes float32."""
     if isinstance(leaf, np.ndarray):
         return leaf
     if not isinstance(leaf, torch.Tensor):
@@ -346,7 +349,7 @@ def _numpy(leaf: Any) -> np.ndarray[Any, Any]:
 
 def nested_truncate(tensors: Tree, limit: int) -> Tree:
     """The same tree with the first ``limit`` rows of every leaf."""
-    return _map(lambda leaf: leaf[:limit], tensors)
+    return map_tree(lambda leaf: leaf[:limit], tensors)
 
 
 def atleast_1d(tensor_or_array: Any) -> Any:
@@ -367,7 +370,7 @@ def numpy_pad_and_concatenate(
     array1: np.ndarray[Any, Any], array2: np.ndarray[Any, Any], padding_index: float = PADDING
 ) -> np.ndarray[Any, Any]:
     """Join two arrays on dimension 0, the one shorter on dimension 1 filled up with ``padding_index``."""
-    return _joined_arrays([atleast_1d(array1), atleast_1d(array2)], padding_index)
+    return joined_arrays([atleast_1d(array1), atleast_1d(array2)], padding_index)
 
 
 def _joined_tensors(parts: list[torch.Tensor], padding_index: float) -> torch.Tensor:
@@ -383,7 +386,7 @@ def _widened(tensor: torch.Tensor, width: int, padding_index: float) -> torch.Te
     return torch.cat((tensor, tensor.new_full((rows, width - columns, *rest), padding_index)), dim=1)
 
 
-def _joined_arrays(parts: list[np.ndarray[Any, Any]], padding_index: float) -> np.ndarray[Any, Any]:
+def joined_arrays(parts: list[np.ndarray[Any, Any]], padding_index: float) -> np.ndarray[Any, Any]:
     """The parts joined; ``parts`` is emptied on the way, so that no more than one of them is held twice."""
     _require_joinable(parts)
     rows = sum(len(part) for part in parts)
@@ -403,10 +406,15 @@ def _joined_arrays(parts: list[np.ndarray[Any, Any]], padding_index: float) -> n
 
 
 def _require_joinable(parts: list[Any]) -> None:
-    first = parts[0]
-    if any(part.ndim != first.ndim or part.shape[2:] != first.shape[2:] for part in parts):
+    require_joinable([tuple(part.shape) for part in parts])
+
+
+def require_joinable(shapes: Iterable[tuple[int, ...]]) -> None:
+    """Check that batches of these shapes can be joined on dimension 0, with dimension 1 filled up."""
+    per_sample = {shape[1:] for shape in shapes}
+    if len({(len(shape), shape[1:]) for shape in per_sample}) > 1:
         raise ValueError(
-            f"cannot join outputs of shapes {sorted({tuple(part.shape[1:]) for part in parts})} per sample: only the "
+            f"cannot join outputs of shapes {sorted(per_sample)} per sample: only the "
             "first of these sizes may differ; set eval_do_concat_batches=False to keep a list of batches"
         )
 
@@ -448,7 +456,7 @@ def _outline(tree: Tree) -> str:
 
 def find_batch_size(tensors: Tree) -> int | None:
     """Rows of the first tensor or array of the tree that has a dimension; None if there is none."""
-    for leaf in _leaves(tensors):
+    for leaf in leaves_of(tensors):
         if isinstance(leaf, (torch.Tensor, np.ndarray)) and leaf.ndim:
             return int(leaf.shape[0])
     return None
@@ -456,7 +464,7 @@ def find_batch_size(tensors: Tree) -> int | None:
 
 def denumpify_detensorize(metrics: Tree) -> Tree:
     """The same tree with NumPy scalars and one-element tensors as Python numbers."""
-    return _map(_python_number, metrics)
+    return map_tree(_python_number, metrics)
 
 
 def _python_number(leaf: Any) -> Any:
@@ -486,8 +494,8 @@ class EvalLoopContainer:
         if self.do_nested_concat:
             kept = self._device_batches or self._host_batches
             if kept:
-                _require_same_tree(kept[0], tensors)
-        self._device_batches.append(_map(_alone, tensors))
+                require_same_tree(kept[0], tensors)
+        self._device_batches.append(map_tree(unshared, tensors))
 
     def to_cpu_and_numpy(self) -> None:
         """Move what is on the device to host memory."""
@@ -519,16 +527,17 @@ class EvalLoopContainer:
         return batches[0]
 
 
-def _require_same_tree(expected: Tree, found: Tree) -> None:
+def require_same_tree(expected: Tree, found: Tree) -> None:
+    """Check that two trees have the same structure; leaves are tensors or arrays, of any shape."""
     leaf = (torch.Tensor, np.ndarray)
     if isinstance(expected, leaf) and isinstance(found, leaf):
         return  # earlier batches may be arrays by now
     _require_same_structure(expected, found)
     for old, new in zip(children_of(expected) or [], children_of(found) or [], strict=True):
-        _require_same_tree(old, new)
+        require_same_tree(old, new)
 
 
-def _alone(leaf: Any) -> Any:
+def unshared(leaf: Any) -> Any:
     """A leaf that keeps no larger memory alive: ``logits[:, -1]`` would otherwise hold all of the logits."""
     if not isinstance(leaf, torch.Tensor):
         return leaf
@@ -540,17 +549,17 @@ def _alone(leaf: Any) -> Any:
 
 def _join_trees(batches: list[Tree], padding_index: float) -> Tree:
     """Join trees leaf by leaf; ``batches`` is emptied, so that the parts of a leaf can go as soon as it is whole."""
-    like = _map(lambda leaf: None, batches[0])
-    columns = [list(parts) for parts in zip(*map(_leaves, batches), strict=True)]
+    like = map_tree(lambda leaf: None, batches[0])
+    columns = [list(parts) for parts in zip(*map(leaves_of, batches), strict=True)]
     batches.clear()
     joined = []
     for column in columns:
         parts = [atleast_1d(part) for part in column]
         column.clear()
-        join = _joined_tensors if isinstance(parts[0], torch.Tensor) else _joined_arrays
+        join = _joined_tensors if isinstance(parts[0], torch.Tensor) else joined_arrays
         joined.append(join(parts, padding_index))
     whole = iter(joined)
-    return _map(lambda leaf: next(whole), like)
+    return map_tree(lambda leaf: next(whole), like)
 
 
 # --- small questions about objects -----------------------------------------------------------------------------------
