@@ -1,12 +1,9 @@
-"""Door: what scripts import from ``trainer_seq2seq``. Nothing is here yet."""
+"""Door: what scripts import from ``trainer_seq2seq``."""
 
 from __future__ import annotations
 
-from mainspring.absent import not_available_yet
+from mainspring.seq2seq import Seq2SeqTrainer
 
-__all__: list[str] = []
-
-__getattr__ = not_available_yet(
-    __name__,
+__all__ = [
     "Seq2SeqTrainer",
-)
+]
