@@ -1,4 +1,7 @@
-"""One thread and no network for every test: no result depends on the number of cores, and nothing is fetched."""
+"""One thread and no network for every test: no result depends on the number of cores, and nothing is fetched.
+
+Property tests try the same examples in every run, however long one takes.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,11 @@ for _name, _value in {
     os.environ.setdefault(_name, _value)
 
 import pytest  # noqa: E402 - the variables above must be set before anything imports torch
+from hypothesis import HealthCheck, settings  # noqa: E402
+
+# A machine with much else to do may take long over an example, or over drawing one: that says nothing of the code.
+settings.register_profile("steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("steady")
 
 
 @pytest.fixture(autouse=True)

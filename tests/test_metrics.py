@@ -318,8 +318,8 @@ class TestContainer:
 
     def test_each_row_is_copied_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         copied = []
-        join = metrics._joined_arrays
-        monkeypatch.setattr(metrics, "_joined_arrays", lambda parts, pad: copied.append(len(parts)) or join(parts, pad))
+        join = metrics.joined_arrays
+        monkeypatch.setattr(metrics, "joined_arrays", lambda parts, pad: copied.append(len(parts)) or join(parts, pad))
         container = EvalLoopContainer()
         for _ in range(50):
             container.add(torch.ones(2, 3))

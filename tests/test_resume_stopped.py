@@ -92,6 +92,34 @@ def test_the_log_at_the_end_of_an_epoch_knows_its_last_update(event: str, tmp_pa
     assert all("grad_norm" in log for log in whole.state.log_history if "loss" in log)
 
 
+class StopsAt(TrainerCallback):
+    """Stops the run after an update, as a time limit would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            control.should_save = control.should_training_stop = True
+
+
+def test_a_run_that_ended_as_a_callback_wished_is_gone_on_with(tmp_path: Path) -> None:
+    whole = trainer(tmp_path / "whole")
+    whole.train()
+    trainer(tmp_path / "run", callbacks=[StopsAt(4)]).train()
+    on = trainer(tmp_path / "run", callbacks=[StopsAt(4)])
+    on.train(resume_from_checkpoint=True)
+    assert on.state.global_step == 9
+    assert same(weights(on), weights(whole))
+
+
+def test_an_early_stopped_run_that_is_started_again_does_no_further_update(tmp_path: Path) -> None:
+    impatient(tmp_path, **PATIENCE).train()
+    again = impatient(tmp_path, **PATIENCE)
+    again.train(resume_from_checkpoint="auto")
+    assert again.state.global_step == 4
+
+
 def test_a_stopped_run_is_trained_on_where_that_is_asked_for(tmp_path: Path) -> None:
     impatient(tmp_path, **PATIENCE).train()
     on = impatient(tmp_path, **PATIENCE, restore_callback_states_from_checkpoint=False)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from mainspring.absent import LATER_COLLATORS, not_available_yet
+from mainspring.absent import not_available_yet
 
 __version__ = "0.1.0"
 
@@ -35,6 +35,14 @@ if TYPE_CHECKING:
     )
     from mainspring.data.collators import (
         DataCollator,
+        DataCollatorForLanguageModeling,
+        DataCollatorForMultipleChoice,
+        DataCollatorForPermutationLanguageModeling,
+        DataCollatorForSeq2Seq,
+        DataCollatorForSOP,
+        DataCollatorForTokenClassification,
+        DataCollatorForWholeWordMask,
+        DataCollatorWithFlattening,
         DataCollatorWithPadding,
         DefaultDataCollator,
         default_data_collator,
@@ -61,6 +69,7 @@ if TYPE_CHECKING:
         enable_full_determinism,
         set_seed,
     )
+    from mainspring.seq2seq import Seq2SeqTrainer
     from mainspring.state import (
         TrainerControl,
         TrainerState,
@@ -73,6 +82,14 @@ if TYPE_CHECKING:
 __all__ = [
     "Adafactor",
     "DataCollator",
+    "DataCollatorForLanguageModeling",
+    "DataCollatorForMultipleChoice",
+    "DataCollatorForPermutationLanguageModeling",
+    "DataCollatorForSOP",
+    "DataCollatorForSeq2Seq",
+    "DataCollatorForTokenClassification",
+    "DataCollatorForWholeWordMask",
+    "DataCollatorWithFlattening",
     "DataCollatorWithPadding",
     "DefaultDataCollator",
     "DefaultFlowCallback",
@@ -83,6 +100,7 @@ __all__ = [
     "PrinterCallback",
     "ProgressCallback",
     "SchedulerType",
+    "Seq2SeqTrainer",
     "Seq2SeqTrainingArguments",
     "Trainer",
     "TrainerCallback",
@@ -129,6 +147,14 @@ _ROOMS: dict[str, tuple[str, ...]] = {
     ),
     "data.collators": (
         "DataCollator",
+        "DataCollatorForLanguageModeling",
+        "DataCollatorForMultipleChoice",
+        "DataCollatorForPermutationLanguageModeling",
+        "DataCollatorForSeq2Seq",
+        "DataCollatorForSOP",
+        "DataCollatorForTokenClassification",
+        "DataCollatorForWholeWordMask",
+        "DataCollatorWithFlattening",
         "DataCollatorWithPadding",
         "DefaultDataCollator",
         "default_data_collator",
@@ -149,6 +175,7 @@ _ROOMS: dict[str, tuple[str, ...]] = {
         "get_reduce_on_plateau_schedule",
         "get_scheduler",
     ),
+    "seq2seq": ("Seq2SeqTrainer",),
     "seeding": (
         "enable_full_determinism",
         "set_seed",
@@ -182,9 +209,7 @@ _MODULES = frozenset(
 
 _refuse = not_available_yet(
     __name__,
-    *LATER_COLLATORS,
     "GreedyLR",
-    "Seq2SeqTrainer",
     "get_greedy_schedule",
 )
 

@@ -5,16 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NoReturn
 
-LATER_COLLATORS = (
-    "DataCollatorForLanguageModeling",
-    "DataCollatorForMultipleChoice",
-    "DataCollatorForPermutationLanguageModeling",
-    "DataCollatorForSeq2Seq",
-    "DataCollatorForTokenClassification",
-    "DataCollatorWithFlattening",
-)
-"""Collators that both the top level and the collators' door will hand on."""
-
 
 def not_available_yet(module: str, *names: str) -> Callable[[str], NoReturn]:
     """Make the `__getattr__` (PEP 562) of a module that lacks `names`.

@@ -39,7 +39,7 @@ class Boundary:
         window: Sum of the losses since the last log, 0-d.
         total_loss: Sum of the losses until then.
         logged_at: Update of the last log.
-        counted: Operations and input tokens counted since then.
+        counted: Operations, input tokens and padding counted since then.
         state: A shallow copy of the trainer's state.
         logs: Length of its history.
         callbacks: States of callbacks and control, by class.
@@ -50,7 +50,7 @@ class Boundary:
     window: Tensor
     total_loss: float
     logged_at: int
-    counted: tuple[float, Any]
+    counted: tuple[float, Any, Any]
     state: TrainerState
     logs: int
     callbacks: dict[str, Any]
@@ -72,8 +72,6 @@ class Run:
         ignore_keys: Output keys that evaluations leave out.
         carried: Micro-batches whose update the next epoch completes, their gradients being kept.
         stops: What may ask the run to stop.
-        passed: Samples of the first epoch that lie before its micro-batch `skip`, over all processes; None: counted in
-            batches.
         position: What the checkpoint says of the place in a stream, until the first batch after it is asked for.
         before_evaluation: Where a resumed run makes the evaluation under way again; None: it is not one to be left.
         rng: The random states to begin with, where they are not the checkpoint's.
@@ -95,7 +93,6 @@ class Run:
     ignore_keys: list[str] | None = None
     carried: int = 0
     stops: StopRequests = field(default_factory=StopRequests)
-    passed: int | None = None
     position: Any = None
     before_evaluation: Boundary | None = None
     rng: dict[str, Any] | None = None
@@ -160,10 +157,11 @@ def _epoch_arguments(run: Run, epoch: int) -> dict[str, Any]:
 
 def run_epoch(trainer: Trainer, run: Run, epoch: int, skip: int) -> None:
     """One pass over the data, from micro-batch `skip` on."""
-    plan, control = run.plan, trainer.control
+    control = trainer.control
     batches = trainer._batches_of(run, epoch, skip)
-    update = UpdateRunner(trainer, run, epoch, skip)
-    read_anything = skip > 0
+    plan = run.plan.of_epoch(trainer._steps_in_epoch(run, epoch))
+    update = UpdateRunner(trainer, run, epoch, skip, plan.steps_in_epoch)
+    read_anything = run.checkpoint is not None and epoch == run.first_epoch  # by the run that is gone on with
     for size in () if _was_stopped(trainer, run) else plan.sizes_of_updates(skip, run.carried):
         if trainer.state.global_step >= plan.max_steps:
             control.should_training_stop = True
@@ -241,11 +239,12 @@ def _leaving_evaluation(trainer: Trainer, run: Run) -> Iterator[None]:
 class UpdateRunner:
     """`run_update` of one epoch, with what does not change between updates looked up once."""
 
-    def __init__(self, trainer: Trainer, run: Run, epoch: int, done: int) -> None:
+    def __init__(self, trainer: Trainer, run: Run, epoch: int, done: int, steps_in_epoch: int | None = None) -> None:
         self.trainer = trainer
         self.run = run
         self.epoch = epoch
         self.done = done
+        self.steps_in_epoch = run.plan.steps_in_epoch if steps_in_epoch is None else steps_in_epoch
         self._whole = run.plan.gradient_accumulation_steps
         self._steps_when_short = run.plan.steps_when_short
         self._training_step = adapt(trainer.training_step, ("model", "inputs", "num_items_in_batch"))
@@ -255,6 +254,7 @@ class UpdateRunner:
         """One optimizer update: see `mainspring.callbacks.base` for the order of events."""
         trainer, run = self.trainer, self.run
         trainer.current_gradient_accumulation_steps = run.plan.parts_of_loss(len(micro_batches))
+        trainer._weigh(micro_batches)
         trainer._fire("on_step_begin")
         whole = run.carried + len(micro_batches) == self._whole or self._steps_when_short
         if not self._accumulate(micro_batches, num_items, len(micro_batches) - 1 if whole else None):
@@ -307,7 +307,7 @@ class UpdateRunner:
 
     def _advance(self, trainer: Trainer) -> None:
         trainer.state.global_step += 1
-        trainer.state.epoch = self.epoch + self.done / self.run.plan.steps_in_epoch
+        trainer.state.epoch = self.epoch + self.done / self.steps_in_epoch
         trainer._progress.batches = self.done
 
     def log_save_evaluate(self) -> None:

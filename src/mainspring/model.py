@@ -6,10 +6,11 @@ package that was never imported has no instances.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -122,8 +123,11 @@ def accepts_loss_kwargs(model: nn.Module) -> bool:
     """
     core = _core(model)
     declared = getattr(core, "accepts_loss_kwargs", None)
-    if declared is not None:
-        return bool(declared)
+    return takes_any_keyword(model) if declared is None else bool(declared)
+
+
+def takes_any_keyword(model: nn.Module) -> bool:
+    """Whether forward has `**kwargs`."""
     return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in forward_parameters(model).values())
 
 
@@ -154,6 +158,42 @@ def is_causal_lm(model: nn.Module) -> bool:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     return type(core).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+
+
+def is_encoder_decoder(model: nn.Module) -> bool:
+    """Whether the model's configuration says that it has an encoder and a decoder."""
+    return bool(getattr(getattr(_core(model), "config", None), "is_encoder_decoder", False))
+
+
+# Attention --------------------------------------------------------------------------------------------------------
+
+
+def attention_implementation(model: nn.Module) -> str | None:
+    """What transformers computes the model's attention with, such as `"sdpa"`; None for any other model."""
+    return getattr(_text_config(model), "_attn_implementation", None)
+
+
+def has_windows(model: nn.Module) -> bool:
+    """Whether some layers see only what is near, by the configuration of transformers: one mask is not that of all."""
+    config = _text_config(model)
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None:
+        return any(kind != "full_attention" for kind in kinds)
+    window = getattr(config, "sliding_window", None)
+    return window is not None and getattr(config, "use_sliding_window", True) is not False
+
+
+def carries_state(model: nn.Module) -> bool:
+    """Whether the model hands a recurrent state from token to token, as transformers says of its classes."""
+    return bool(getattr(_core(model), "_is_stateful", False))
+
+
+def _text_config(model: nn.Module) -> Any:
+    config: Any = getattr(_core(model), "config", None)
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+# Inputs and size --------------------------------------------------------------------------------------------------
 
 
 def main_input_name(model: nn.Module) -> str:
@@ -359,6 +399,65 @@ def _ids(value: int | list[int] | None) -> list[int]:
 # What goes in and comes out ---------------------------------------------------------------------------------------
 
 
+class Recurrence:
+    """The memory of a model that is given part of its last output with the next batch, as the argument `mems`.
+
+    Args:
+        index: Which part of the output that is, the loss being part 0; below 0, the model has no memory.
+
+    Attributes:
+        active: Whether there is a memory.
+    """
+
+    def __init__(self, index: int) -> None:
+        self._index = index
+        self._past: Any = None
+        self.active = index >= 0
+
+    def feed(self, inputs: Mapping[str, Any]) -> Any:
+        """The batch, with what the batch before left."""
+        return inputs if self._past is None else {**inputs, "mems": self._past}
+
+    def remember(self, outputs: Any, has_loss: bool) -> None:
+        """Keep what the next batch is given, cut from the graph.
+
+        Args:
+            outputs: A mapping or a tuple.
+            has_loss: Whether a tuple begins with the loss.
+
+        Raises:
+            ValueError: The output has no such part.
+        """
+        parts = outputs
+        if isinstance(outputs, Mapping):
+            has_loss = "loss" in outputs
+            parts = list(outputs.values())
+        place = self._index if has_loss else self._index - 1
+        if not isinstance(parts, (list, tuple)) or not 0 <= place < len(parts):
+            found = ", ".join(outputs) if isinstance(outputs, Mapping) else type(outputs).__name__
+            raise ValueError(f"past_index={self._index}: the model's output has no such part ({found})")
+        self._past = _detached(parts[place])
+
+    def forget(self) -> None:
+        """Begin anew: what comes next does not follow what was before."""
+        self._past = None
+
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[None]:
+        """Something else goes through the model in between: it begins anew, and leaves nothing behind."""
+        past, self._past = self._past, None
+        try:
+            yield
+        finally:
+            self._past = past
+
+
+def _detached(tree: Any) -> Any:
+    if isinstance(tree, Tensor):
+        return tree.detach()
+    return type(tree)(_detached(part) for part in tree) if isinstance(tree, (list, tuple)) else tree
+
+
 def is_padding_processor(processing_class: object) -> bool:
     """Whether batches are padded by it: a tokenizer, or a feature extractor of sequences."""
     return _is_a(processing_class, "transformers.tokenization_utils_base", "PreTrainedTokenizerBase") or _is_a(
@@ -380,7 +479,9 @@ def count_input_tokens(
     main = inputs.get(main_input_name(model))
     if main is None:
         return None
-    if non_padding and "attention_mask" in inputs:
+    if non_padding and (packed := getattr(inputs, "tokens", None)) is not None:
+        return int(packed)
+    if non_padding and "attention_mask" in inputs and inputs["attention_mask"].dim() == main.dim():
         counted: Tensor = inputs["attention_mask"].sum()
         return counted
     pad = getattr(processing_class, "pad_token_id", None)

@@ -122,11 +122,22 @@ def capture_rng(distributed: bool) -> dict[str, Any]:
         `python`, `numpy`, `cpu`, and one entry for each kind of accelerator that is there (`cuda`, ...): a state, or a
         list of them by device.
     """
-    states = {name: read() for name, (read, _) in _HOST_STREAMS.items()}
+    states = capture_host_rng()
     for name, module in _accelerators().items():
         takes_all = distributed and hasattr(module, "get_rng_state_all")
         states[name] = module.get_rng_state_all() if takes_all else module.get_rng_state()
     return states
+
+
+def capture_host_rng() -> dict[str, Any]:
+    """The states of the random streams that every process has: `python`, `numpy`, `cpu`."""
+    return {name: read() for name, (read, _) in _HOST_STREAMS.items()}
+
+
+def restore_host_rng(states: Mapping[str, Any]) -> None:
+    """Set the streams of `capture_host_rng` to captured states."""
+    for name, (_, set_state) in _HOST_STREAMS.items():
+        set_state(states[name])
 
 
 def restore_rng(states: Mapping[str, Any], distributed: bool) -> None:
@@ -144,8 +155,7 @@ def restore_rng(states: Mapping[str, Any], distributed: bool) -> None:
     missing = [name for name in _HOST_STREAMS if name not in states]
     if missing:
         raise ValueError(f"random states of {', '.join(missing)} are missing; use the rng_state file of a checkpoint")
-    for name, (_, set_state) in _HOST_STREAMS.items():
-        set_state(states[name])
+    restore_host_rng(states)
     accelerators = _accelerators()
     saved = {name for name in _ACCELERATORS if name in states}
     if saved != accelerators.keys():

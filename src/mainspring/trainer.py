@@ -1,7 +1,7 @@
 """`Trainer`: every method that users override, each a short body. What they stand on lives in the rooms beside.
 
 The names and signatures are the reference's; helpers of our own are underscored and called from the seams only.
-The training loop is in `mainspring.loop`, the evaluation loop in `mainspring.evaluation`.
+The training loop is in `mainspring.loop`, the evaluation loop in `mainspring.evaluation.loop`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TextIO
 
 import torch
 from torch import Tensor, nn
@@ -27,23 +27,42 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader, IterableDataset, Sampler, SequentialSampler
 
 from mainspring import checkpoint as ckpt, evaluation, loop, model as models
+from mainspring.arguments.accelerator_config import settings_of
 from mainspring.arguments.enums import ParallelMode, SaveStrategy
 from mainspring.arguments.foreign import check_foreign
-from mainspring.arguments.own import own_options, saving_options
+from mainspring.arguments.own import evaluation_memory, own_options, packing_options, saving_options
 from mainspring.arguments.training_arguments import TrainingArguments
 from mainspring.callbacks.base import CallbackHandler
+from mainspring.callbacks.early_stopping import is_exhausted
 from mainspring.callbacks.flow import DefaultFlowCallback
 from mainspring.callbacks.preemption import StopInsideEvaluation, StopRequests, shield_worker
 from mainspring.callbacks.progress import PrinterCallback, ProgressCallback
 from mainspring.data.collators import DataCollatorWithPadding, RemoveColumnsCollator, default_data_collator
 from mainspring.data.columns import is_table, remove_unused_columns
-from mainspring.data.loaders import LoaderOptions, build_loader
-from mainspring.data.position import batches_from, capture_position, enters_by_samples
+from mainspring.data.epoch_order import EpochOrder
+from mainspring.data.foreign_loaders import start_of_epoch
+from mainspring.data.grouping import LengthGroupedSampler
+from mainspring.data.lengths import Lengths
+from mainspring.data.loaders import READERS, LoaderOptions, build_loader, refuse_uneven
+from mainspring.data.orders import BudgetBatches, GroupedOrder, RebalancedBatches, Specification
+from mainspring.data.packing import (
+    TOKENS,
+    PackedOrder,
+    Packing,
+    check_isolation,
+    column_collator,
+    layout_for,
+    tried_samples,
+)
+from mainspring.data.padding import PaddingCount, padding_fraction
+from mainspring.data.position import batches_from, capture_position, is_own_place
 from mainspring.data.random_stream import DataStream
 from mainspring.data.samplers import EpochRandomSampler, IterableShard
-from mainspring.errors import OptionError, did_you_mean
+from mainspring.data.splitting import share_of_batch
+from mainspring.data.steady import GlobalOrder
+from mainspring.errors import OptionError, Problem, did_you_mean
 from mainspring.legacy import OlderNames
-from mainspring.loss import LabelSmoother, WatchedCount, count_items, loss_of
+from mainspring.loss import LabelSmoother, WatchedCount, count_items, loss_of, weights_of
 from mainspring.metrics import (
     EvalLoopOutput,
     LossWindow,
@@ -83,6 +102,9 @@ from mainspring.state import (
 )
 from mainspring.utils.logging import get_logger, is_progress_bar_enabled, set_verbosity
 
+_LoaderParts = tuple[Any, Callable[..., Any], Sampler[Any] | None]
+"""Data, collator, order."""
+
 if TYPE_CHECKING:
     from mainspring.engines.accelerator import MainspringAccelerator
     from mainspring.engines.base import SingleProcess
@@ -111,7 +133,8 @@ class Trainer(OlderNames):
         model_init: Called for a fresh model at construction and at each `train`; takes nothing, or the trial.
         compute_loss_func: `(outputs, labels, num_items_in_batch=...) -> loss`: a sum over items divided by their
             number, which is that of the whole update.
-        compute_metrics: `(EvalPrediction) -> dict`.
+        compute_metrics: `(EvalPrediction) -> dict`, or a metric that takes the batches as they come: an object with
+            `update` and `compute`, such as those of torchmetrics (see `mainspring.evaluation.StreamingMetric`).
         callbacks: Added to the default ones: classes or instances.
         optimizers: `(optimizer, scheduler)`, each may be None.
         optimizer_cls_and_kwargs: Class and keywords of the optimizer, instead of `optim`.
@@ -149,6 +172,7 @@ class Trainer(OlderNames):
     loss_is_scaled_for_ga: bool | None = None
     """How a subclass's own loss is scaled: True, normalised over the whole update; False, a mean over its micro-batch;
     None, decided by whether the loss took `num_items_in_batch`."""
+    _generates = False  # whether predictions can be generated texts
 
     # ---- construction ----
 
@@ -162,7 +186,7 @@ class Trainer(OlderNames):
         processing_class: Any = None,
         model_init: Callable[..., nn.Module] | None = None,
         compute_loss_func: Callable[..., Tensor] | None = None,
-        compute_metrics: Callable[..., dict[str, Any]] | None = None,
+        compute_metrics: Callable[..., dict[str, Any]] | evaluation.StreamingMetric | None = None,
         callbacks: list[Any] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
         optimizer_cls_and_kwargs: tuple[Any, dict[str, Any]] | None = None,
@@ -173,6 +197,8 @@ class Trainer(OlderNames):
         check_foreign(self.args)
         self._own = own_options(self.args)
         self._saving = saving_options(self.args)
+        self._settings = settings_of(getattr(self.args, "accelerator_config", None))
+        self._packs = packing_options(self.args)
         self._seed()
         self.model = model  # `create_accelerator_and_postprocess` may look at it
         self.create_accelerator_and_postprocess()
@@ -277,8 +303,13 @@ class Trainer(OlderNames):
         self.current_gradient_accumulation_steps = self.args.gradient_accumulation_steps
         self._trial: Any = None
         self._signature_columns: list[str] | None = None  # arguments of the model's forward, found on first use
+        self._padding = PaddingCount()  # of the batches since the last log
         self._tokens_waiting: Tensor | int = 0  # input tokens of this process that the state does not have yet
         self._train_batch_size: int = self.args.train_batch_size  # per process
+        self._epoch_order: EpochOrder | None = None  # the order behind the loader in training, where it is ours
+        self._update_weight: Tensor | None = (
+            None  # labels, or rows, of the update being made, where batches differ in size
+        )
         self._created_lr_scheduler = False  # whether the schedule is ours to make anew at the next `train`
         self._globalstep_last_logged = 0  # update at which the loss window was last emptied
         self._total_loss_scalar = 0.0  # sum of the windows already logged
@@ -288,6 +319,7 @@ class Trainer(OlderNames):
         self._eval_dataloaders: dict[str, Any] = {}  # kept where their workers are persistent
         self._window = LossWindow(self.args.device, self.args.logging_nan_inf_filter)
         self._progress = Progress()
+        self._epoch_start: dict[str, Any] | None = None  # random states, where the order of the data follows from them
         self._run: loop.Run | None = None
         self._run_id = ""
         self._schedule_rate = 1.0
@@ -295,6 +327,8 @@ class Trainer(OlderNames):
         self._state_of_save = TrainerState()
         self._saved_step: int | None = None  # update of the newest checkpoint that this run wrote
         self._preparation_time: float | None = None  # of the model, in the evaluation that had to prepare it
+        self._output: evaluation.OutputFile | None = None  # where the prediction under way is written to
+        self._recurrence = models.Recurrence(getattr(self.args, "past_index", -1))
         self._eval_items: tuple[Any, Any] | None = (
             None  # of the last evaluation loss: its items, and what makes it a sum
         )
@@ -336,11 +370,7 @@ class Trainer(OlderNames):
                 "optimizers cannot be combined with model_init, whose models are new at each train(): "
                 "override create_optimizer and create_scheduler instead"
             )
-        if args.batch_eval_metrics and self.compute_metrics and not takes(self.compute_metrics, "compute_result"):
-            raise ValueError(
-                "batch_eval_metrics=True needs a compute_metrics(prediction, compute_result) that returns the totals "
-                "when compute_result is True"
-            )
+        self._validate_batch_metrics()
         if args.eval_strategy != "no" and self.eval_dataset is None and not _overrides(self, "get_eval_dataloader"):
             raise ValueError(
                 f"eval_strategy={str(args.eval_strategy)!r} needs eval_dataset: "
@@ -355,6 +385,8 @@ class Trainer(OlderNames):
         args = self.args
         if args.label_smoothing_factor and self.compute_loss_func is not None:
             _warn(f"label_smoothing_factor={args.label_smoothing_factor} is not used: compute_loss_func makes the loss")
+        if getattr(args, "predict_with_generate", False) and not self._generates:
+            _warn("predict_with_generate=True is not used: only Seq2SeqTrainer generates")
         if self.optimizer is not None and args.weight_decay:
             _warn(f"weight_decay={args.weight_decay} is not used: optimizers brings its own")
         if self._saving.on_exception and self._engine.world_size > 1:
@@ -376,6 +408,21 @@ class Trainer(OlderNames):
         if has_length(dataset) and len(dataset) == 0:
             raise ValueError("train_dataset is empty: there is nothing to train on")
 
+    def _validate_batch_metrics(self) -> None:
+        metric: Any = self.compute_metrics
+        if not self.args.batch_eval_metrics or metric is None:
+            return
+        if evaluation.is_streaming(metric):
+            raise ValueError(
+                f"batch_eval_metrics=True: {type(metric).__name__} is given every batch anyway, by its `update`; leave "
+                "the option out"
+            )
+        if not takes(metric, "compute_result"):
+            raise ValueError(
+                "batch_eval_metrics=True needs a compute_metrics(prediction, compute_result) that returns the totals "
+                "when compute_result is True"
+            )
+
     def _validate_metric(self) -> None:
         """A metric name that no evaluation can return is refused at once, where that can be known."""
         name = self.args.metric_for_best_model
@@ -385,11 +432,18 @@ class Trainer(OlderNames):
                 f"save_strategy={str(self.args.save_strategy)!r} with "
                 f"load_best_model_at_end={self.args.load_best_model_at_end} needs metric_for_best_model: set it"
             )
-        if name is None or self.args.eval_strategy == "no" or self.compute_metrics is not None:
+        if name is None or self.args.eval_strategy == "no":
             return
         if any(_overrides(self, seam) for seam in ("evaluate", "evaluation_loop", "log", "_evaluate")):
             return
         prefixes = [f"{key}_" for key in self.eval_dataset] if isinstance(self.eval_dataset, dict) else [""]
+        if self.compute_metrics is not None:
+            if not name.removeprefix("eval_").startswith(tuple(prefixes)):
+                raise ValueError(
+                    f"metric_for_best_model={name!r} is of none of the data sets: eval_dataset has several, whose metrics "
+                    f"are called {', '.join(f'{prefix}...' for prefix in prefixes)}; choose one of these"
+                )
+            return
         known = sorted(prefix + key for prefix in prefixes for key in _EVALUATION_KEYS)
         if name.removeprefix("eval_") not in known:
             raise ValueError(
@@ -409,6 +463,7 @@ class Trainer(OlderNames):
         self.accelerator: MainspringAccelerator = build_accelerator(**self._build_accelerator_args())
         self._engine: SingleProcess = build_engine(self.accelerator, self._wrap_options())
         self._engine.exact_rows = self._own.cut_filling
+        self._engine.sync_each_batch = bool((self._settings.gradient_accumulation_kwargs or {}).get("sync_each_batch"))
         self._saver = ckpt.Saver(
             self._engine,
             writes=self.args.should_save,
@@ -428,6 +483,7 @@ class Trainer(OlderNames):
             "compile_backend": args.torch_compile_backend if args.torch_compile else None,
             "compile_mode": args.torch_compile_mode,
             "data_seed": args.data_seed,
+            "settings": self._settings,
         }
         return {**arguments, **kwargs}
 
@@ -545,17 +601,18 @@ class Trainer(OlderNames):
         dataloader_key: str | None = None,
     ) -> DataLoader[Any]:
         """A loader of this process's share of `dataset`, with the columns that the model does not take left out."""
-        collate = self.data_collator
-        if is_table(dataset):
-            dataset = self._remove_unused_columns(dataset, description=description)
-        else:
-            collate = self._get_collator_with_removed_columns(collate, description=description)
         iterable = isinstance(dataset, IterableDataset)
-        return build_loader(
-            dataset,
+        if is_training and self._packs.wanted:
+            data, collate, sampler = self._packed(dataset, description)
+        else:
+            if is_training and iterable:
+                self._refuse_order_of_stream()
+            data, collate, sampler = self._one_by_one(dataset, description, None if iterable else sampler_fn)
+        loader = build_loader(
+            data,
             batch_size=batch_size,
             collate_fn=collate,
-            sampler=None if iterable or sampler_fn is None else sampler_fn(dataset),
+            sampler=sampler,
             drop_last=self.args.dataloader_drop_last,
             rank=self._engine.rank,
             world_size=self._engine.world_size,
@@ -563,9 +620,63 @@ class Trainer(OlderNames):
             seed=self._data_seed(),
             worker_init_fn=self._worker_init(seeds=is_training and not iterable),
             # Training fills up the last round, so that all processes take the same steps; evaluation counts exactly.
-            even=is_training or not self._own.cut_filling,
+            even=self._settings.even_batches and (is_training or not self._own.cut_filling),
             stream=self._data_stream(),
+            split=self._settings.split_batches,
+            reader=READERS[self._settings.dispatch_batches],
         )
+        if is_training:
+            refuse_uneven(loader)
+        return loader
+
+    def _packed(self, dataset: Any, description: str) -> _LoaderParts:
+        """The samples by the row, the collator of rows, and their order."""
+        packing = self._packing_of(dataset)
+        data, collate = self._without_unused_columns(dataset, column_collator(self.data_collator), description)
+        return packing.samples(data), packing.collator(collate), packing.order
+
+    def _one_by_one(
+        self, dataset: Any, description: str, sampler_fn: Callable[[Any], Sampler[Any] | None] | None
+    ) -> _LoaderParts:
+        """The samples, their collator, and their order: None for the data's own."""
+        data, collate = self._without_unused_columns(dataset, self.data_collator, description)
+        if sampler_fn is None:
+            return data, collate, None
+        # Lengths may stand in a column that the model does not take.
+        measured = dataset if self._own.orders_by_seed and is_table(dataset) else data
+        return data, collate, sampler_fn(measured)
+
+    def _without_unused_columns(
+        self, dataset: Any, collate: Callable[..., Any], description: str
+    ) -> tuple[Any, Callable[..., Any]]:
+        """Data and collator, of which one leaves out the columns that the model does not take."""
+        if is_table(dataset):
+            return self._remove_unused_columns(dataset, description=description), collate
+        return dataset, self._get_collator_with_removed_columns(collate, description=description)
+
+    def _packing_of(self, dataset: Any) -> Packing:
+        """How the training samples share rows. Refused where the data, the model or a subclass cannot have it so."""
+        if isinstance(dataset, IterableDataset) or not has_length(dataset):
+            self._refuse_packing("train_dataset is a stream, and rows are planned from the lengths of all samples")
+        if _overrides(self, "_get_train_sampler"):
+            self._refuse_packing("_get_train_sampler is overridden, and packing chooses the order itself")
+        layout = layout_for(self.model)
+        lengths = Lengths(dataset, self.args.length_column_name, TOKENS, quiet=self.args.disable_tqdm)
+        order = PackedOrder(lengths, self._packs.length, self._data_seed())
+        check_isolation(self.model, layout, tried_samples(lengths), self.accelerator.autocast())
+        return Packing(order, layout)
+
+    def _refuse_packing(self, why: str) -> NoReturn:
+        raise OptionError([Problem("pack_sequences", True, why, "leave pack_sequences out")])
+
+    def _refuse_order_of_stream(self) -> None:
+        """A stream gives its samples in an order of its own."""
+        strategy, why = self._sampling_strategy(), "train_dataset is a stream, whose samples come in its own order"
+        if strategy == "token_budget":
+            fix = "use train_sampling_strategy='random', and let the stream itself make batches of similar lengths"
+            raise OptionError([Problem("train_sampling_strategy", strategy, why, fix)])
+        if strategy not in ("random", "sequential"):
+            _warn(f"train_sampling_strategy={strategy!r} has no effect: {why}")
 
     def _loader_options(self) -> LoaderOptions:
         args = self.args
@@ -595,13 +706,56 @@ class Trainer(OlderNames):
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if dataset is None or not has_length(dataset):
             return None
-        if self.args.train_sampling_strategy == "sequential":
+        strategy = self._sampling_strategy()
+        if strategy == "sequential":
             return SequentialSampler(dataset)
+        if strategy != "random":
+            return self._order_by_length(strategy, dataset)
+        if not self._settings.use_seedable_sampler:
+            reads = self._settings.dispatch_batches is not True or self._engine.world_size == 1
+            return GlobalOrder(dataset, self._engine.share if reads else int)
         return EpochRandomSampler(dataset, seed=self._data_seed())
+
+    def _sampling_strategy(self) -> str:
+        """`train_sampling_strategy`, of which `sortish_sampler` is an older spelling."""
+        strategy = str(getattr(self.args.train_sampling_strategy, "value", self.args.train_sampling_strategy))
+        sortish = self._own.sortish_groups and getattr(self.args, "sortish_sampler", False)
+        return "group_by_length" if sortish and strategy == "random" else strategy
+
+    def _order_by_length(self, strategy: str, dataset: Any) -> Sampler[Any]:
+        """An order for which every sample's length is known."""
+        args, lengths, seed = self.args, self._lengths_of(dataset), self._data_seed()
+        known = Specification(
+            strategy,
+            batch_size=None if strategy == "token_budget" else self._own_batch(self._train_batch_size),
+            accumulation=args.gradient_accumulation_steps,
+            world_size=self._engine.world_size,
+            max_tokens=args.max_tokens_per_batch if strategy == "token_budget" else None,
+            drop_last=args.dataloader_drop_last,
+        )
+        if strategy == "token_budget":
+            return BudgetBatches(lengths, known, seed)
+        if strategy == "batch_rebalance":
+            own = self._own.orders_by_seed
+            return RebalancedBatches(lengths, known, seed if own else 42, repeats=not own)
+        if self._own.orders_by_seed:
+            return GroupedOrder(lengths, known, seed)
+        return LengthGroupedSampler(known.share_of_update, lengths=lengths.of(0).tolist())
+
+    def _lengths_of(self, dataset: Any) -> Lengths:
+        """How long samples are, by the column of the options or by what the model is fed."""
+        names = getattr(self.processing_class, "model_input_names", None) or [models.main_input_name(self.model)]
+        return Lengths(dataset, self.args.length_column_name, names[0], quiet=self.args.disable_tqdm)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[Any] | None:
         """The order of an evaluation: as the data lies."""
-        return SequentialSampler(eval_dataset) if eval_dataset is not None and has_length(eval_dataset) else None
+        if eval_dataset is None or not has_length(eval_dataset):
+            return None
+        if self._own.grouped_evaluations and self._sampling_strategy() == "group_by_length":
+            lengths = self._lengths_of(eval_dataset).of(0).tolist()
+            generator = torch.Generator().manual_seed(self._data_seed())
+            return LengthGroupedSampler(self.args.eval_batch_size, lengths=lengths, generator=generator)
+        return SequentialSampler(eval_dataset)
 
     def num_examples(self, dataloader: Any) -> int:
         """Samples in `dataloader`; estimated from its length where its data set has none."""
@@ -840,8 +994,8 @@ class Trainer(OlderNames):
         """Prepare one run and fit it. An override is expected to call this one."""
         args = self.args if args is None else args
         loader = self.get_train_dataloader()
+        self._epoch_order = EpochOrder.of(loader)
         plan = self._plan(args, loader)
-        self._by_samples = enters_by_samples(loader)
         first_epoch, skip = self._init_training_state(
             plan.max_steps, plan.num_update_steps_per_epoch, plan.num_train_epochs, resume_from_checkpoint, trial
         )
@@ -858,8 +1012,7 @@ class Trainer(OlderNames):
             trial=trial,
             ignore_keys=ignore_keys_for_eval,
             stops=self._stop_requests(),
-            passed=(self._progress.epoch_samples or None) if self._by_samples else None,
-            position=self._stored_position(resume_from_checkpoint) if skip else None,
+            position=self._stored_position(resume_from_checkpoint, loader),
             saves_on_exception=self._saving.on_exception,
             stopped=self._was_stopped(skip),
             grad_norm=self._progress.grad_norm,
@@ -895,7 +1048,7 @@ class Trainer(OlderNames):
             window=self._window.total.clone(),
             total_loss=self._total_loss_scalar,
             logged_at=self._globalstep_last_logged,
-            counted=(self.current_flos, copy.copy(self._tokens_waiting)),
+            counted=(self.current_flos, copy.copy(self._tokens_waiting), copy.copy(self._padding)),
             state=copy.copy(self.state),
             logs=len(self.state.log_history),
             callbacks=export_states(self._exportable()),
@@ -906,7 +1059,7 @@ class Trainer(OlderNames):
         restore_rng(boundary.rng, distributed=self._is_distributed())
         self._window.total.copy_(boundary.window)
         self._total_loss_scalar, self._globalstep_last_logged = boundary.total_loss, boundary.logged_at
-        self.current_flos, self._tokens_waiting = boundary.counted
+        self.current_flos, self._tokens_waiting, self._padding = boundary.counted
         vars(self.state).update(vars(boundary.state))
         del self.state.log_history[boundary.logs :]
         restore_callbacks(self.callback_handler.callbacks, self.control, boundary.callbacks)
@@ -924,14 +1077,17 @@ class Trainer(OlderNames):
 
     def _was_stopped(self, skip: int) -> bool:
         """Whether a callback had ended this epoch, or the training before its planned end, when the checkpoint was written."""
-        progress = self._progress
+        progress, step = self._progress, self.state.global_step
         if not (self._own.exact_position and self._own.restore_callback_states):
             progress.stops = []
+        out_of_patience = any(map(is_exhausted, self.callback_handler.callbacks))
+        if not out_of_patience and ckpt.has_ended(self._get_output_dir(self._trial), self._run_id, step):
+            progress.stops = []  # it was ended as it was asked to: whoever resumes it wants more
         if "should_training_stop" in progress.stops:
             logger.warning(
                 "the training had been stopped at step %d of %d, and ends there again; "
                 "restore_callback_states_from_checkpoint=False trains on",
-                self.state.global_step,
+                step,
                 self.state.max_steps,
             )
             return True
@@ -982,6 +1138,8 @@ class Trainer(OlderNames):
     def _plan(self, args: Any, loader: Any) -> TrainPlan:
         values = self.set_initial_training_values(args, loader)
         epochs, updates, examples, samples, total_batch, steps, max_steps = values
+        if self._packs.wanted:  # an update has rows, of several samples each
+            samples = examples * max_steps / updates
         return TrainPlan(
             num_train_epochs=epochs,
             num_update_steps_per_epoch=updates,
@@ -1008,7 +1166,7 @@ class Trainer(OlderNames):
             gradient_accumulation_steps=args.gradient_accumulation_steps,
             num_train_epochs=args.num_train_epochs,
             max_steps=args.max_steps,
-            total_train_batch_size=self.get_total_train_batch_size(args),
+            total_train_batch_size=self._samples_per_update(args, dataloader),
             short_updates=self._own.short_updates,
         )
         return (
@@ -1024,7 +1182,18 @@ class Trainer(OlderNames):
     def get_total_train_batch_size(self, args: Any) -> int:
         """Samples of one update over all processes."""
         replicas = args.world_size // (self.get_tp_size() * self.get_cp_size() * self.get_sp_size())
-        return int(self._train_batch_size * args.gradient_accumulation_steps * replicas)
+        return int(self._own_batch(self._train_batch_size) * args.gradient_accumulation_steps * replicas)
+
+    def _samples_per_update(self, args: Any, loader: Any) -> int:
+        """Samples of one update over all processes: on average, where batches are measured in tokens."""
+        if EpochOrder.of(loader) is None or self._sampling_strategy() != "token_budget" or not len(loader):
+            return int(self.get_total_train_batch_size(args))
+        updates: int = math.ceil(len(loader) / args.gradient_accumulation_steps)
+        return max(1, round(self.num_examples(loader) / updates))
+
+    def _own_batch(self, batch_size: int) -> int:
+        """Samples in a batch of this process: with `split_batches` the options count those of all processes."""
+        return share_of_batch(batch_size, self._engine.world_size) if self._settings.split_batches else batch_size
 
     def _announce(self, plan: TrainPlan) -> None:
         name = f" {self.args.run_name!r}" if self.args.run_name else ""
@@ -1032,10 +1201,13 @@ class Trainer(OlderNames):
 
     def _summary(self, plan: TrainPlan) -> str:
         epochs = "as many as needed" if plan.num_train_epochs == sys.maxsize else plan.num_train_epochs
-        batch = f"{self._train_batch_size} per device, accumulation {plan.gradient_accumulation_steps}"
+        budget = self._sampling_strategy() == "token_budget"
+        size = f"up to {self.args.max_tokens_per_batch} tokens" if budget else self._train_batch_size
+        batch = f"{size} per device, accumulation {plan.gradient_accumulation_steps}"
+        rows = "packed rows" if self._packs.wanted else "samples"
         return (
             f"{plan.num_examples:,} examples, {epochs} epochs, {plan.max_steps:,} updates of "
-            f"{plan.total_train_batch_size} samples ({batch}), "
+            f"{plan.total_train_batch_size} {rows} ({batch}), "
             f"{models.param_count(self.model, trainable_only=True):,} trainable parameters"
         )
 
@@ -1049,7 +1221,8 @@ class Trainer(OlderNames):
     ) -> tuple[int, int]:
         """A new `state`, or the checkpoint's. Returns the epoch to begin with, and its micro-batches already done."""
         self.state = TrainerState(stateful_callbacks=self._exportable())
-        self._progress = Progress(batch_size=self._train_batch_size, world_size=self._engine.world_size)
+        own_batch = self._own_batch(self._train_batch_size)
+        self._progress = Progress(batch_size=own_batch, world_size=self._engine.world_size)
         self._run_id = uuid.uuid4().hex
         epoch = skip = 0
         if resume_from_checkpoint is not None:
@@ -1070,7 +1243,6 @@ class Trainer(OlderNames):
         else:  # as in the reference: the position follows from the number of updates
             epoch, updates = divmod(state.global_step, updates_per_epoch)
             skip = 0 if self.args.ignore_data_skip else updates * self.args.gradient_accumulation_steps
-            stored = None if stored is None else replace(stored, epoch_samples=0)
         self.state = state
         self._forget_missing_best()
         self._restore_callbacks(checkpoint)
@@ -1082,26 +1254,22 @@ class Trainer(OlderNames):
         return epoch, skip
 
     def _exact_position(self, checkpoint: str, stored: Progress) -> tuple[int, int]:
-        """The epoch to go on in and its micro-batches done, counted in samples where batches have another size now."""
-        now = self._progress.batch_size, self._progress.world_size
-        same = (stored.batch_size, stored.world_size) == now
-        skip = stored.batches if same else self._batches_before(stored, math.prod(now))
+        """The epoch to go on in, and its micro-batches done; counted by samples where batches have another size now."""
         through = 0 < stored.examples <= stored.epoch_samples
-        goes_on = stored.epoch_samples > 0 and not self.args.ignore_data_skip
+        goes_on = stored.batches > 0 and not self.args.ignore_data_skip
         self._compare_with(checkpoint, stored, inside_epoch=goes_on and not through)
-        if through and stored.examples != self._examples():  # what is new in the data begins with the next epoch
-            stored.epoch, skip, stored.epoch_samples = stored.epoch + 1, 0, 0
-        elif self.args.ignore_data_skip:
-            skip = stored.epoch_samples = 0
-        return stored.epoch, skip
-
-    def _batches_before(self, stored: Progress, size: int) -> int:
-        """Rounds of `size` samples that count as done, so that those left are the rounds that the samples left make."""
-        if not self._by_samples or not self._examples():
-            logger.warning("up to %d samples before the place where the run stood are read again", size - 1)
-            return stored.epoch_samples // size
-        spare = 0 if self.args.dataloader_drop_last else size - 1  # of the last round, which may lack samples
-        return (self._examples() + spare) // size - (self._examples() - stored.epoch_samples + spare) // size
+        if through and stored.examples != self._examples():
+            return stored.epoch + 1, 0  # what is new in the data begins with the next epoch
+        if not goes_on:
+            return stored.epoch, 0
+        if stored.order and self._epoch_order is not None:
+            return stored.epoch, self._epoch_order.go_on(stored.epoch, stored.batches, stored.order)
+        now = self._progress.batch_size, self._progress.world_size
+        if (stored.batch_size, stored.world_size) == now:
+            return stored.epoch, stored.batches
+        size = math.prod(now)
+        logger.warning("up to %d samples before the place where the run stood are read again", size - 1)
+        return stored.epoch, stored.epoch_samples // size
 
     def _forget_missing_best(self) -> None:
         if self.state.best_model_checkpoint is not None and not os.path.isdir(self.state.best_model_checkpoint):
@@ -1139,13 +1307,21 @@ class Trainer(OlderNames):
 
         Where `max_steps` says how long the run is, it is planned in updates, and so is its schedule.
         """
-        now, counted_in = plan.total_train_batch_size, self._progress.schedule_batch
+        now = plan.total_train_batch_size
+        counted_in = self._progress.schedule_batch or now
+        inside = self._epoch_order if self._progress.batches else None
+        anew = inside is not None and inside.is_entered_anew(epoch)
+        begun = plan if inside is None else plan.of_epoch(inside.length(epoch))
         self._schedule_rate = 1.0
-        if counted_in in (0, now) or self.args.max_steps > 0 or not (plan.has_length and self._own.exact_position):
+        if (
+            (counted_in == now and not anew)
+            or self.args.max_steps > 0
+            or not (plan.has_length and self._own.exact_position)
+        ):
             self._progress.schedule_batch = now
             return plan
         self._schedule_rate = now / counted_in
-        left = plan.max_steps - plan.updates_done(epoch, skip)
+        left = plan.max_steps - begun.updates_done(epoch, skip)
         self.state.max_steps = self.state.global_step + left
         logger.warning(
             "an update has %d samples now, and had %d when the run began: %d updates are left, and the schedule moves "
@@ -1200,6 +1376,7 @@ class Trainer(OlderNames):
         self._total_loss_scalar = 0.0
         self._saved_step = step if checkpoint is not None and self._is_own_place(checkpoint) else None
         self._window = LossWindow(self.args.device, self.args.logging_nan_inf_filter)
+        self._padding = PaddingCount()
         self._flop_counter = models.FlopCounter(self.model)
         self._parts = None
         self._normalises = None
@@ -1207,6 +1384,8 @@ class Trainer(OlderNames):
         if checkpoint is not None and self._own.resume_log_window:
             self._window.total.fill_(self._progress.window_loss)
             self._globalstep_last_logged = step - self._progress.window_steps
+            if self._engine.rank == 0:  # the counts of all processes together
+                self._padding = PaddingCount(self._progress.window_positions, self._progress.window_tokens)
             self._total_loss_scalar = self._progress.total_loss
             self._loss_first_step = self._progress.first_step
 
@@ -1237,11 +1416,15 @@ class Trainer(OlderNames):
         """
         self._progress.epoch, self._progress.batches = epoch, skip
         resumed = run.checkpoint is not None and epoch == run.first_epoch
+        self._recurrence.forget()
+        if skip and self._recurrence.active:
+            logger.warning("past_index: checkpoints do not hold the model's memory, which begins anew inside the epoch")
         if resumed and skip == 0:
             self._restore_rng(run)
         position, run.position = run.position, None
-        passed = run.passed if resumed else None
-        batches = batches_from(run.loader, epoch, skip, position, samples=passed)
+        known = (position or {}).get("start") if skip else None
+        self._epoch_start = start_of_epoch(run.loader) if known is None else known
+        batches = batches_from(run.loader, epoch, skip, position)
         if resumed and skip > 0:
             self._restore_rng(run)
         return batches
@@ -1253,10 +1436,32 @@ class Trainer(OlderNames):
         else:
             restore_rng(run.rng, distributed=self._is_distributed())
 
-    def _stored_position(self, checkpoint: str | None) -> Any:
-        """Where a stream stood when the checkpoint was written, as it says itself; None where it does not."""
-        file = None if checkpoint is None else ckpt.Contents.of(checkpoint).file(ckpt.DATA_POSITION_NAME)
-        return ckpt.load_torch(file) if self._own.exact_position and file is not None else None
+    def _stored_position(self, checkpoint: str | None, loader: Any) -> Any:
+        """Where the data stood when the checkpoint was written; None where the number of batches says it."""
+        if checkpoint is None or not self._own.exact_position:
+            return None
+        file = ckpt.Contents.of(checkpoint).file(self._position_name(loader))
+        return None if file is None else ckpt.load_torch(file)
+
+    def _position_name(self, loader: Any) -> str:
+        engine = self._engine
+        own = is_own_place(loader)
+        return ckpt.data_position_name(engine.rank, engine.world_size) if own else ckpt.DATA_POSITION_NAME
+
+    def _save_position(self, run: loop.Run, folder: str) -> None:
+        """Write where the data stands, by the main process, or by each one where its place is its own."""
+        if not (self.args.should_save or is_own_place(run.loader)):
+            return
+        position = run.position  # until the first batch is asked for, the loader does not know where it is
+        if position is None:
+            position = capture_position(run.loader, self._epoch_start, self._progress.batches)
+        if position is not None:
+            ckpt.save_torch(position, os.path.join(folder, self._position_name(run.loader)))
+
+    def _steps_in_epoch(self, run: loop.Run, epoch: int) -> int:
+        """Micro-batches of the epoch: lengths, and with them batches, may vary by epoch."""
+        order = self._epoch_order
+        return run.plan.steps_in_epoch if order is None or not run.plan.has_length else order.length(epoch)
 
     def _close_epoch(self, epoch: int) -> None:
         """The epoch's end events are behind us: a checkpoint from here on begins with the next epoch."""
@@ -1266,11 +1471,11 @@ class Trainer(OlderNames):
     def _epoch_samples(self) -> int:
         """Samples of this epoch consumed over all processes."""
         assert self._run is not None
-        run, progress = self._run, self._progress
-        passed, since = run.passed, progress.batches - run.skip
-        if passed is None or progress.epoch != run.first_epoch:
-            passed, since = 0, progress.batches
-        dealt = passed + since * self._train_batch_size * self._engine.world_size
+        progress, order = self._progress, self._epoch_order
+        if order is not None:
+            dealt = order.samples_before(progress.epoch, progress.batches)
+        else:
+            dealt = progress.batches * self._own_batch(self._train_batch_size) * self._engine.world_size
         return min(dealt, self._run.plan.num_examples) if self._run.plan.has_length else dealt
 
     def get_batch_samples(
@@ -1318,16 +1523,48 @@ class Trainer(OlderNames):
             switch()  # schedule-free optimizers keep two sets of weights
         inputs = self._prepare_inputs(inputs)
         items = self._items_for_loss(num_items_in_batch)
+        share = self._share_of_update(inputs)
         with context(), self.compute_loss_context_manager():
             loss = self._call_compute_loss(model, inputs, items)
         if self.args.torch_empty_cache_steps is not None:
             self._empty_cache()
-        parts = self.current_gradient_accumulation_steps
-        if not self._loss_is_normalised(items) and parts > 1:
-            loss = loss / parts
+        if not self._loss_is_normalised(items):
+            loss = self._part_of_update(loss, share)
         self.accelerator.backward(loss)
         detached: Tensor = loss.detach()
         return detached
+
+    def _weigh(self, batches: list[Any]) -> None:
+        """Note what the micro-batches of an update hold together.
+
+        A mean over one of them then counts for its share only. A loss that is normalised by itself is not weighed.
+        """
+        self._update_weight = None
+        alone = len(batches) == 1 and self._engine.world_size == 1
+        if alone or not self._own.weigh_micro_batches:
+            return
+        if self._normalises or self.loss_is_scaled_for_ga or self.compute_loss_func is not None:
+            return
+        weights = weights_of(batches, self._loss_shifts_labels)
+        if weights is None:
+            return
+        total = self._engine.to_device(torch.stack(weights).sum())
+        between = self.args.average_tokens_across_devices and self._engine.world_size > 1
+        self._update_weight = self._engine.sum(total) / self._engine.world_size if between else total
+
+    def _part_of_update(self, loss: Tensor, share: Tensor | None) -> Tensor:
+        """A mean over a micro-batch, as what it adds to the mean over the update."""
+        if share is not None:
+            return loss * share
+        parts = self.current_gradient_accumulation_steps
+        return loss / parts if parts > 1 else loss
+
+    def _share_of_update(self, inputs: Any) -> Tensor | None:
+        """How much the mean loss of a micro-batch counts in its update; None where all count alike."""
+        if self._update_weight is None:
+            return None
+        weights = weights_of([inputs], self._loss_shifts_labels)
+        return None if weights is None else weights[0] / self._update_weight
 
     def _parts_of(self, model: nn.Module) -> models.Parts:
         """The modules and parameters of the model in training, listed once per run."""
@@ -1396,6 +1633,8 @@ class Trainer(OlderNames):
         if self.model_accepts_loss_kwargs and num_items_in_batch is not None:
             inputs = {**inputs, "num_items_in_batch": num_items_in_batch}
         outputs = model(**inputs)
+        if self._recurrence.active:
+            self._recurrence.remember(outputs, has_loss=self.label_smoother is None and self.compute_loss_func is None)
         loss = self._loss_from(outputs, labels, num_items_in_batch)
         unused = isinstance(num_items_in_batch, WatchedCount) and not num_items_in_batch.was_used
         if num_items_in_batch is not None and not unused and (scale := self._loss_scale()) != 1:
@@ -1435,7 +1674,7 @@ class Trainer(OlderNames):
                 f"the batch is empty: none of its columns is an argument of {type(self.model).__name__}.forward "
                 f"({expected}); check the data, or set remove_unused_columns=False"
             )
-        return inputs
+        return self._recurrence.feed(inputs) if self._recurrence.active else inputs
 
     def _prepare_input(self, data: Any) -> Any:
         """One tensor, or a nested structure of them, on the device."""
@@ -1465,6 +1704,8 @@ class Trainer(OlderNames):
         """Count what a micro-batch cost."""
         self.current_flos += self.floating_point_ops(inputs)
         self._track_num_input_tokens(inputs)
+        if self._own.log_padding:
+            self._padding.add(inputs)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> float:
         """Estimated operations of a forward and backward pass; the model's own `floating_point_ops` where it has one."""
@@ -1547,10 +1788,18 @@ class Trainer(OlderNames):
             logs.update(self._saver.take_times())
         if self._saver.failures:
             logs["failed_saves"] = self._saver.failures
+        if self._own.log_padding and (padding := self._padding_since_log()) is not None:
+            logs["padding_fraction"] = padding
         self._total_loss_scalar += total
         self._globalstep_last_logged = step
         self.store_flos()
         self._log(logs, start_time)
+
+    def _padding_since_log(self) -> float | None:
+        """The share of padding in what all processes were fed since the last log; None where no batch told."""
+        counted = self._padding.read(self._engine.sum)
+        self._padding.clear()
+        return padding_fraction(*counted)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add `epoch` (and token counts) to `logs`, keep them in the history, and tell the callbacks."""
@@ -1628,6 +1877,8 @@ class Trainer(OlderNames):
             self._load_best_model()
         self._keep_only_best(trial)
         self._fire("on_train_end")
+        if self.args.should_save and self._stops() and self._saves_checkpoints():
+            ckpt.note_end(self._get_output_dir(trial), self._run_id, self.state.global_step)
         return TrainOutput(self.state.global_step, train_loss, metrics)
 
     def _keep_only_best(self, trial: Any) -> None:
@@ -1663,10 +1914,23 @@ class Trainer(OlderNames):
         return evaluation.evaluate(self, eval_dataset, ignore_keys, metric_key_prefix)
 
     def predict(
-        self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+        self,
+        test_dataset: Any,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "test",
+        *,
+        output_file: str | os.PathLike[str] | None = None,
     ) -> PredictionOutput:
-        """Predictions and labels as arrays, padded with -100 to the longest; metrics where there are labels."""
-        return evaluation.predict(self, test_dataset, ignore_keys, metric_key_prefix)
+        """Predictions and labels as arrays, padded with -100 to the longest; metrics where there are labels.
+
+        Args:
+            test_dataset: A data set.
+            ignore_keys: Keys of the model's output to leave out of the predictions.
+            metric_key_prefix: Prefix of every metric's name.
+            output_file: A name that ends in `.npy` or `.parquet`. Predictions and labels are written there batch by
+                batch, by the main process, and are None in what is returned; memory does not grow with the data.
+        """
+        return evaluation.predict(self, test_dataset, ignore_keys, metric_key_prefix, output_file)
 
     def evaluation_loop(
         self,
@@ -1692,12 +1956,20 @@ class Trainer(OlderNames):
             model = model.to(dtype=half, device=self.args.device)
         return model
 
+    def _evaluation_memory(self) -> int:
+        """Bytes that the arrays of an evaluation may take up in memory: none where they are too large to be returned."""
+        return evaluation_memory(self.args) if self._output is None else 0
+
     def _evaluates_by_token(self) -> bool:
         """Whether evaluation losses are averaged over items; see the option `eval_loss_reduction`."""
         wanted = self._own.eval_loss_reduction
         if wanted != "auto":
             return bool(wanted == "token")
         return self.loss_is_scaled_for_ga is True or not _overrides(self, "compute_loss")
+
+    def _loss_copies(self, held: int) -> int:
+        """As how many samples a batch of `held` rows counts in a mean of batch means."""
+        return held or 1
 
     def prediction_step(
         self,
@@ -1730,11 +2002,16 @@ class Trainer(OlderNames):
         if counted is not None:
             own = self._count_own_items(inputs)
             self._eval_items = own, counted / self._loss_scale() if self._loss_is_normalised(items) else own
+        elif (held := count_items([inputs], self._loss_shifts_labels)) is not None:
+            self._eval_items = held, held
         return loss.detach().mean(), outputs
 
     def _forward(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
         with self.compute_loss_context_manager():
-            return model(**inputs)
+            outputs = model(**inputs)
+        if self._recurrence.active:
+            self._recurrence.remember(outputs, has_loss=False)
+        return outputs
 
     # ---- saving ----
 
@@ -1801,6 +2078,8 @@ class Trainer(OlderNames):
             self._save_optimizer_and_scheduler(stage)
             self._save_scaler(stage)
             self._save_rng_state(stage)
+        if self._run is not None:
+            self._save_position(self._run, stage)
         self._save_progress(stage)
 
     def _checkpoint_bytes(self) -> int:
@@ -1847,10 +2126,13 @@ class Trainer(OlderNames):
     def _note_progress(self) -> None:
         """Bring the progress up to this step. The processes do so together: before any of them can fail to write."""
         progress = self._progress
+        order = self._epoch_order
         progress.examples = self._examples()
         progress.epoch_samples = self._epoch_samples()
+        progress.order = order.place(progress.epoch) if order is not None and progress.batches else {}
         progress.window_loss = self._engine.mean(self._window.total)
         progress.window_steps = self.state.global_step - self._globalstep_last_logged
+        progress.window_positions, progress.window_tokens = self._padding.read(self._engine.sum)
         progress.total_loss = self._total_loss_scalar
         progress.first_step = self._loss_first_step
         progress.stops = self._stops()
@@ -1873,11 +2155,6 @@ class Trainer(OlderNames):
             self.state.collect(self._exportable())
             self.state.save_to_json(os.path.join(folder, ckpt.TRAINER_STATE_NAME))
             self._progress.to_json(os.path.join(folder, ckpt.PROGRESS_NAME))
-            position = None
-            if self._run is not None:  # before the first batch is asked for, the loader does not know where it is
-                position = self._run.position or capture_position(self._run.loader)
-            if position is not None:
-                ckpt.save_torch(position, os.path.join(folder, ckpt.DATA_POSITION_NAME))
             if states := state_dicts(self.callback_handler.callbacks):
                 ckpt.save_torch(states, os.path.join(folder, ckpt.CALLBACKS_NAME))
 

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from mainspring.absent import not_available_yet
 from mainspring.arguments.accelerator_config import AcceleratorConfig
-from mainspring.data.samplers import LengthGroupedSampler, get_length_grouped_indices
+from mainspring.data.grouping import (
+    DistributedLengthGroupedSampler,
+    LengthGroupedSampler,
+    get_length_grouped_indices,
+)
+from mainspring.data.rebalance import BatchRebalanceSampler
 from mainspring.data.stream_shard import IterableDatasetShard
 from mainspring.loss import LabelSmoother
 from mainspring.metrics import (
@@ -25,6 +30,8 @@ from mainspring.processes import torch_distributed_zero_first
 
 __all__ = [
     "AcceleratorConfig",
+    "BatchRebalanceSampler",
+    "DistributedLengthGroupedSampler",
     "EvalLoopContainer",
     "IterableDatasetShard",
     "LabelSmoother",
@@ -46,8 +53,6 @@ __all__ = [
 
 __getattr__ = not_available_yet(
     __name__,
-    "BatchRebalanceSampler",
-    "DistributedLengthGroupedSampler",
     "DistributedSamplerWithLoop",
     "LayerWiseDummyOptimizer",
     "LayerWiseDummyScheduler",

@@ -12,12 +12,14 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from mainspring import Seq2SeqTrainingArguments, Trainer, TrainerCallback
+from mainspring import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainerCallback
+from mainspring.evaluation.kept import Transfer
 from mainspring.utils.logging import get_verbosity, set_verbosity
-from tests.helpers import data, models
+from tests.helpers import data, models, seq2seq
 from tests.helpers.sides import forget_process_state
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
@@ -98,7 +100,7 @@ class Metrics:
 
 
 def _points(count: int, seed: int, extra: dict[str, Any]) -> data.Items:
-    return data.Items([{**item, **extra} for item in data.points(count, seed)])
+    return data.Items([{**item, **extra, "length": place} for place, item in enumerate(data.points(count, seed))])
 
 
 def make_trainer(args: Any, *, fails_before: int | None = None, nan: bool = False) -> Trainer:
@@ -148,7 +150,7 @@ def ran(trainer: Trainer, **resume: Any) -> dict[str, Any]:
     ended = None
     with (
         mock.patch("accelerate.utils.memory.clear_device_cache") as cleared,
-        mock.patch("mainspring.evaluation._Kept.to_host") as moved,
+        mock.patch.object(Transfer, "to_host", autospec=True, side_effect=Transfer.to_host) as moved,
         heard() as messages,
     ):
         try:
@@ -233,6 +235,40 @@ def evaluated_text(args: Any) -> float:
     texts = data.Items(data.ragged_text(9, seed=1))
     trainer = Trainer(models.tiny_gpt2(), args, data_collator=data.collate_text, eval_dataset=texts)
     return trainer.evaluate()["eval_loss"]
+
+
+def shape_of_text(args: Any) -> Any:
+    """The shapes of a batch that a language model trains on."""
+    texts = data.Items(data.ragged_text(12, seed=1))
+    trainer = Trainer(models.tiny_gpt2(), args, data_collator=data.collate_text, train_dataset=texts)
+    return {name: value.shape for name, value in next(iter(trainer.get_train_dataloader())).items()}
+
+
+def memory_of_model(args: Any) -> list[bool]:
+    """In which batches of a training and an evaluation the model is given what it gave before."""
+    given = []
+
+    class Recurrent(Net):
+        def forward(self, x: Tensor, labels: Tensor | None = None, mems: Tensor | None = None) -> Any:
+            given.append(mems is not None)
+            return super().forward(x, labels)
+
+    trainer = Trainer(Recurrent(), args, train_dataset=_points(8, 0, {}), eval_dataset=_points(8, 1, {}))
+    trainer.train()
+    trainer.evaluate()
+    return given
+
+
+def generated(args: Any) -> Any:
+    """What a sequence-to-sequence model predicts, and how many beams it is told to search with."""
+    torch.manual_seed(0)
+    model = seq2seq.tiny_bart()
+    beams = []
+    generate = model.generate
+    model.generate = lambda **given: (beams.append(given.get("num_beams")), generate(**given))[1]
+    trainer = Seq2SeqTrainer(model, args, data_collator=seq2seq.collate_pairs)
+    predictions = trainer.predict(data.Items(seq2seq.pairs(3))).predictions
+    return beams, predictions.shape if isinstance(predictions, np.ndarray) else None
 
 
 def cache_of_model(args: Any) -> Any:

@@ -14,8 +14,8 @@ from accelerate.utils import GradientAccumulationPlugin
 from transformers.trainer_pt_utils import AcceleratorConfig as ReferencesConfig
 
 from mainspring import TrainingArguments
-from mainspring.arguments.accelerator_config import AVAILABLE, AcceleratorConfig
-from mainspring.errors import NotAvailableError, OptionError
+from mainspring.arguments.accelerator_config import AcceleratorConfig
+from mainspring.errors import OptionError
 from mainspring.trainer_pt_utils import AcceleratorConfig as FromTheDoor
 
 
@@ -117,22 +117,17 @@ OTHERS: dict[str, Any] = {
     "dispatch_batches": True,
     "even_batches": False,
     "use_seedable_sampler": False,
+    "non_blocking": True,
     "use_configured_state": True,
     "gradient_accumulation_kwargs": {"sync_each_batch": True},
 }
-"""For each setting a value that nothing here carries out. Copies never wait, whatever `non_blocking` says."""
+"""For each setting a value that is not the default."""
 
 
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(AcceleratorConfig)])
-def test_a_setting_is_what_is_done_here_or_refused(name: str) -> None:
-    for value in AVAILABLE.get(name, (None, {})):
-        assert getattr(read({name: value}), name) == value
-    if name == "non_blocking":
-        assert set(AVAILABLE[name]) == {True, False}
-        return
-    with pytest.raises(NotAvailableError, match="^accelerator_config=.*not available yet; leave it out$") as error:
-        read({"non_blocking": True, name: OTHERS[name]})
-    assert error.value.problems[0].value == {name: OTHERS[name]}
+def test_every_setting_is_taken_with_any_value(name: str) -> None:
+    assert getattr(AcceleratorConfig(), name) != OTHERS[name]
+    assert getattr(read({name: OTHERS[name]}), name) == OTHERS[name]
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -140,15 +135,41 @@ def test_settings_that_were_options_of_their_own_read_back_as_such() -> None:
     args = TrainingArguments("out", accelerator_config={"dispatch_batches": False, "non_blocking": True})
     assert (args.split_batches, args.dispatch_batches) == (False, False)
     assert TrainingArguments("out").dispatch_batches is None
-    with pytest.raises(NotAvailableError, match="split_batches"):
-        args.split_batches = True
+    args.split_batches = True
+    assert args.accelerator_config.split_batches is True
     args.split_batches = False
     assert args.accelerator_config == AcceleratorConfig(dispatch_batches=False, non_blocking=True)
 
 
-def test_a_number_of_micro_batches_is_an_option_of_its_own() -> None:
-    with pytest.raises(NotAvailableError, match="use gradient_accumulation_steps"):
-        read({"gradient_accumulation_kwargs": {"num_steps": 4}})
+def test_a_number_of_micro_batches_is_that_of_the_option() -> None:
+    """As in the reference, but for the same number given twice, which it refuses."""
+    given = {"gradient_accumulation_kwargs": {"num_steps": 4}}
+    args = TrainingArguments("out", use_cpu=True, accelerator_config=given)
+    assert args.gradient_accumulation_steps == 4
+    assert TrainingArguments(**args.to_dict()) == args
+    with pytest.raises(OptionError, match="num_steps.*gradient_accumulation_steps is 2; give one of the two"):
+        TrainingArguments("out", gradient_accumulation_steps=2, accelerator_config=given)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"num_step": 4}, "there is no such keyword; leave it out; did you mean 'num_steps'"),
+        ({"num_steps": 0}, "is no number of micro-batches"),
+        ({"num_steps": True}, "is no number of micro-batches"),
+        ({"sync_each_batch": "yes"}, "is neither True nor False"),
+    ],
+    ids=str,
+)
+def test_wrong_keywords_of_accumulation_are_named(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(OptionError, match=said):
+        read({"gradient_accumulation_kwargs": given})
+
+
+@pytest.mark.parametrize("name", ["adjust_scheduler", "sync_with_dataloader"])
+def test_what_only_scripts_follow_is_told(name: str) -> None:
+    with pytest.warns(UserWarning, match=f"{name}.*only what a script prepares follows it"):
+        read({"gradient_accumulation_kwargs": {name: False}})
 
 
 def test_accelerates_own_ways_of_accumulating_are_taken() -> None:

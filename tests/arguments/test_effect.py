@@ -37,7 +37,6 @@ BY_SCRIPTS = {
 """The only options that the package itself does not act on, and why."""
 
 REFUSED_HERE: dict[str, Any] = {
-    "accelerator_config": {"split_batches": True},
     "fp16": True,
     "report_to": "tensorboard",
     "tf32": True,
@@ -45,24 +44,31 @@ REFUSED_HERE: dict[str, Any] = {
 """Values that are refused: by the list of what is not available, or by a device that is a CPU."""
 
 VALUES: dict[str, Any] = {
+    "accelerator_config": {"gradient_accumulation_kwargs": {"num_steps": 2}},
     "activation_checkpointing_kwargs": {"use_reentrant": False},
     "compat": "5",
     "dataloader_multiprocessing_context": "fork",
     "dataloader_num_workers": 1,
     "eval_accumulation_steps": 1,
     "eval_delay": 2,
-    "eval_loss_reduction": "sample",
+    "eval_loss_reduction": "batch_mean",
+    "eval_memory_limit": 0,
     "eval_steps": 2,
     "full_determinism": True,
+    "generation_config": {"max_new_tokens": 3},
     "greater_is_better": True,
     "include_for_metrics": ["inputs"],
     "include_num_input_tokens_seen": "all",
+    "length_column_name": "unused",
     "logging_strategy": "epoch",
     "lr_scheduler_kwargs": {"num_cycles": 2},
     "max_grad_norm": 1e-3,
     "max_time": 1e-6,
+    "max_tokens_per_batch": 8,
     "metric_for_best_model": "loss",
     "num_train_epochs": 1,
+    "pack_length": 40,
+    "past_index": 1,
     "optim_args": "momentum=0.9",
     "resume_from_checkpoint": "auto",
     "restore_callback_states_from_checkpoint": False,
@@ -78,6 +84,7 @@ VALUES: dict[str, Any] = {
 EVALUATED = {"eval_strategy": "epoch"}
 WORKERS = {"dataloader_num_workers": 1}
 COMPARED = {**EVALUATED, "save_strategy": "epoch", "save_steps": None, "metric_for_best_model": "loss"}
+GENERATES = {"predict_with_generate": True}
 NO_SAVES = {"save_strategy": "no", "save_steps": None}
 RESUMED = {"logging_steps": 3, "resume_from_checkpoint": "auto"}
 
@@ -93,15 +100,21 @@ BESIDE: dict[str, dict[str, Any]] = {
     "eval_delay": EVALUATED,
     "eval_steps": {"eval_strategy": "steps"},
     "gradient_checkpointing_kwargs": {"gradient_checkpointing": True},
+    "generation_config": GENERATES,
+    "generation_max_length": GENERATES,
+    "generation_num_beams": GENERATES,
     "greater_is_better": COMPARED,
     "ignore_data_skip": RESUMED,
     "load_best_model_at_end": {**COMPARED, "greater_is_better": True},
     "logging_first_step": {"logging_steps": 2},
+    "length_column_name": {"train_sampling_strategy": "group_by_length"},
     "lr_scheduler_kwargs": {"lr_scheduler_type": "cosine_with_restarts"},
     "logging_strategy": {"logging_steps": None},
     "max_steps": {"num_train_epochs": None},
+    "max_tokens_per_batch": {"train_sampling_strategy": "token_budget", "per_device_train_batch_size": None},
     "metric_for_best_model": EVALUATED,
     "optim_args": {"optim": "sgd"},
+    "pack_length": {"pack_sequences": True},
     "restore_callback_states_from_checkpoint": RESUMED,
     "resume_log_window": RESUMED,
     "run_name": {"log_level": "info"},
@@ -110,6 +123,9 @@ BESIDE: dict[str, dict[str, Any]] = {
     "torch_empty_cache_steps": {"use_cpu": False},
 }
 """Options that some need beside them to act; a run without the option has them too. None leaves one of `BASE` out."""
+
+INSTEAD: dict[str, Any] = {"max_tokens_per_batch": 4}
+"""The value that an option is compared with, where beside the others it cannot be left out."""
 
 SITUATIONS: dict[str, dict[str, Any]] = {
     "save_on_exception": {"fails_before": 4},
@@ -133,7 +149,14 @@ PROBES: dict[str, Callable[[Any], Any]] = {
     "compat": observation.evaluated_text,
     "dataloader_pin_memory": observation.pinned,
     "eval_loss_reduction": observation.evaluated_text,
+    "generation_config": observation.generated,
+    "generation_max_length": observation.generated,
+    "generation_num_beams": observation.generated,
     "output_dir": observation.folder_of_run,
+    "pack_length": observation.shape_of_text,
+    "pack_sequences": observation.shape_of_text,
+    "past_index": observation.memory_of_model,
+    "predict_with_generate": observation.generated,
     "use_cache": observation.cache_of_model,
     "use_cpu": observation.on_a_machine_with_accelerator,
 }
@@ -212,7 +235,8 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
 def test_an_option_changes_what_a_run_builds_or_does(name: str, observer: Observer, tmp_path: Path) -> None:
     options = options_beside(name)
     value = str(tmp_path / "run") if name == "output_dir" else value_of(name)
-    before, after = observer.without(name, options), observer.look(name, {**options, name: value})
+    instead = {name: INSTEAD[name]} if name in INSTEAD else {}
+    before, after = observer.without(name, {**options, **instead}), observer.look(name, {**options, name: value})
     found = differences(before, after)
     assert found, f"{name}={value!r} makes no difference beside {options}"
     assert WHERE.get(name, next(iter(found))) in found

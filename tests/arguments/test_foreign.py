@@ -45,7 +45,6 @@ def test_what_an_older_reference_has_by_default_was_not_asked_for() -> None:
 @pytest.mark.parametrize(
     ("given", "named"),
     [
-        ({"group_by_length": True}, "train_sampling_strategy"),
         ({"jit_mode_eval": True}, "jit_mode_eval"),
         ({"tpu_num_cores": 8}, "tpu_num_cores"),
         ({"trackio_space_id": "mine"}, "trackio_space_id"),

@@ -48,6 +48,23 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     ),
     "average_tokens_across_devices": ({"average_tokens_across_devices": False}, OLDER, {"compat": "5"}),
     "eval_loss_reduction": ({"eval_loss_reduction": "token"}, OLDER, {"compat": "5"}),
+    "eval_memory_limit": ({"eval_memory_limit": "1GB"}, {"prediction_loss_only": True}, {}),
+    "generation_max_length": ({"generation_max_length": 20}, {}, {"predict_with_generate": True}),
+    "generation_num_beams": ({"generation_num_beams": 4}, {}, {"predict_with_generate": True}),
+    "predict_with_generate": ({"predict_with_generate": True}, {"prediction_loss_only": True}, {}),
+    "length_column_name": (
+        {"length_column_name": "tokens"},
+        {"train_sampling_strategy": "sequential"},
+        {"train_sampling_strategy": "batch_rebalance"},
+    ),
+    "max_tokens_per_batch": ({"max_tokens_per_batch": 4096}, {}, {"train_sampling_strategy": "token_budget"}),
+    "per_device_train_batch_size": (
+        {"per_device_train_batch_size": 4},
+        {"train_sampling_strategy": "token_budget", "max_tokens_per_batch": 4096},
+        {"train_sampling_strategy": "group_by_length"},
+    ),
+    "sortish_sampler": ({"sortish_sampler": True}, {"compat": "5"}, {"train_sampling_strategy": "group_by_length"}),
+    "pack_length": ({"pack_length": 512}, {}, {"pack_sequences": True}),
     "torch_empty_cache_steps": ({"torch_empty_cache_steps": 4}, {"use_cpu": True}, {}),
 }
 
@@ -61,7 +78,7 @@ QUIET_COMBINATIONS: dict[str, dict[str, Any]] = {
     "the best model by the default metric": {"load_best_model_at_end": True, "save_steps": 100, **EVALUATED},
     "no keywords of recomputing": {"gradient_checkpointing_kwargs": {}},
     "a metric for early stopping": {"metric_for_best_model": "accuracy", "eval_strategy": "epoch"},
-    "what compat means, written out": {**OLDER, "eval_loss_reduction": "sample"},
+    "what compat means, written out": {**OLDER, "eval_loss_reduction": "batch_mean"},
     "whatever stops a run needs no strategy": {**NO_SAVES, "save_on_exception": True, "max_time": 60},
     "a saved model has its options beside it": {**NO_SAVES, "save_training_args_bin": True},
     "an example script": {
@@ -91,12 +108,12 @@ def test_an_option_without_effect_is_one_warning_with_its_value_and_the_way_out(
     given, idle, acting = CASES[name]
     value = next(iter(given.values()))
     with pytest.warns(UserWarning, match=f"^{name}=.*: has no effect, because .+; .+") as caught:
-        TrainingArguments("out", **given, **idle)
+        Seq2SeqTrainingArguments("out", **given, **idle)
     assert [(warning.filename, warning.category) for warning in caught] == [(__file__, UserWarning)]
     assert repr(value) in str(caught[0].message)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        TrainingArguments("out", **given, **acting)
+        Seq2SeqTrainingArguments("out", **given, **acting)
 
 
 @pytest.mark.parametrize("options", QUIET_COMBINATIONS.values(), ids=QUIET_COMBINATIONS)

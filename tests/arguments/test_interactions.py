@@ -30,6 +30,8 @@ STATES: list[dict[str, Any]] = [
     {"dataloader_persistent_workers": True},
     {"num_train_epochs": -1},
     {"max_steps": 5, "warmup_steps": 9},
+    {"train_sampling_strategy": "token_budget"},
+    {"train_sampling_strategy": "sequential", "sortish_sampler": True, "pack_sequences": True},
     {"save_strategy": "no"},
     {"save_strategy": "steps", "save_steps": 0},
     {"compat": "4.37"},

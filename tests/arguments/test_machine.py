@@ -55,7 +55,7 @@ def test_the_place_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls == []
     assert {args.world_size for _ in range(3)} == {1}
     assert args.device.type == "cpu"
-    assert calls == [{"use_cpu": True, "backend": None, "timeout_s": 60, "local_rank": -1}]
+    assert calls == [{"use_cpu": True, "backend": None, "timeout_s": 60, "local_rank": -1, "configured": False}]
 
 
 DDP_OPTIONS = {

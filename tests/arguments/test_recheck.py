@@ -17,7 +17,7 @@ CHANGES = [
     ("deepspeed", {"zero": 3}, NotAvailableError),
     ("push_to_hub", True, NotAvailableError),
     ("report_to", "tensorboard", NotAvailableError),
-    ("train_sampling_strategy", "group_by_length", NotAvailableError),
+    ("max_tokens_per_batch", 0, OptionError),
     ("debug", "underflow_overflow", NotAvailableError),
     ("learning_rate", "fast", OptionError),
     ("learning_rate", "1e-3", OptionError),

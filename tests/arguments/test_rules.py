@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 
-from mainspring import TrainingArguments
+from mainspring import Seq2SeqTrainingArguments, TrainingArguments
 from mainspring.arguments import rules
 from mainspring.errors import OptionError
 
@@ -35,6 +35,22 @@ RULE_CASES = {
         {"save_strategy": "best", "eval_strategy": "epoch"},
     ),
     "stopping_needs_full_checkpoints": ({"max_time": 60, "save_only_model": True}, {"max_time": 60}),
+    "a_budget_of_tokens_is_given": (
+        {"train_sampling_strategy": "token_budget", "max_tokens_per_batch": None},
+        {"train_sampling_strategy": "token_budget", "max_tokens_per_batch": 4096},
+    ),
+    "one_order": (
+        {"sortish_sampler": True, "train_sampling_strategy": "batch_rebalance"},
+        {"sortish_sampler": True, "train_sampling_strategy": "group_by_length"},
+    ),
+    "packing_chooses_the_order": (
+        {"pack_sequences": True, "train_sampling_strategy": "sequential"},
+        {"pack_sequences": True, "train_sampling_strategy": "random"},
+    ),
+    "known_keywords_of_accumulation": (
+        {"accelerator_config": {"gradient_accumulation_kwargs": {"num_steps": 0}}},
+        {"accelerator_config": {"gradient_accumulation_kwargs": {"num_steps": 2}}},
+    ),
     "known_signals": ({"stop_signals": ["SIGKILL"]}, {"stop_signals": ["SIGTERM", "SIGUSR2"]}),
     "one_precision": ({"fp16": True, "bf16": True}, {"fp16": True}),
     "one_evaluation_precision": (
@@ -67,6 +83,10 @@ RULE_CASES = {
 
 NOTICE_CASES = {
     "warmup_outlasts_the_run": ({"max_steps": 5, "warmup_steps": 10}, {"max_steps": 5, "warmup_steps": 5}),
+    "the_loop_says_when_to_step": (
+        {"accelerator_config": {"gradient_accumulation_kwargs": {"adjust_scheduler": False}}},
+        {"accelerator_config": {"gradient_accumulation_kwargs": {"adjust_scheduler": True}}},
+    ),
     "installed_services_are_not_told": ({"compat": "4.37"}, {"compat": "4.37", "report_to": "none"}),
     "saves_never_come": ({"save_steps": 0}, {"save_steps": 0, "save_strategy": "no"}),
 }
@@ -86,15 +106,15 @@ def test_every_rule_has_a_case() -> None:
 def test_a_broken_rule_is_an_error_that_names_option_value_and_way_out(name: str) -> None:
     broken, kept = RULE_CASES[name]
     with pytest.raises(OptionError) as error:
-        TrainingArguments("out", **broken)
-    unchecked = object.__new__(TrainingArguments)
-    vars(unchecked).update(vars(TrainingArguments("out")), **broken)
+        Seq2SeqTrainingArguments("out", **broken)
+    unchecked = object.__new__(Seq2SeqTrainingArguments)
+    vars(unchecked).update(vars(Seq2SeqTrainingArguments("out")), **broken)
     problem = getattr(rules, name)(unchecked)
     assert problem in error.value.problems
     assert problem.option in {*broken, "eval_steps"}
     assert problem.why
     assert problem.fix
-    TrainingArguments("out", **kept)
+    Seq2SeqTrainingArguments("out", **kept)
 
 
 @pytest.mark.parametrize("name", NOTICE_CASES)

@@ -109,7 +109,6 @@ def test_what_scripts_ask_for_has_a_default() -> None:
         ("use_ipex", True, False),
         ("mp_parameters", "x", ""),
         ("tpu_num_cores", 8, None),
-        ("past_index", 0, -1),
     ],
 )
 def test_what_cannot_be_served_is_refused_unless_it_did_nothing(older: str, value: object, inert: object) -> None:
@@ -118,11 +117,10 @@ def test_what_cannot_be_served_is_refused_unless_it_did_nothing(older: str, valu
     TrainingArguments("out", **{older: inert})
 
 
-@pytest.mark.parametrize("options", [{"group_by_length": True}, {"dispatch_batches": True}, {"fsdp_min_num_params": 5}])
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_an_older_spelling_of_what_is_not_available_is_refused(options: dict[str, object]) -> None:
+def test_an_older_spelling_of_what_is_not_available_is_refused() -> None:
     with pytest.raises(NotAvailableError):
-        TrainingArguments("out", **options)
+        TrainingArguments("out", fsdp_min_num_params=5)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -206,9 +204,9 @@ def test_what_cannot_be_is_not_set_under_an_older_name() -> None:
     args = TrainingArguments("out")
     with pytest.raises(OptionError, match="use_ipex"):
         args.use_ipex = True
-    with pytest.warns(FutureWarning), pytest.raises(NotAvailableError, match="train_sampling_strategy"):
-        args.group_by_length = True
-    assert args.train_sampling_strategy == "random"
+    with pytest.warns(FutureWarning), pytest.raises(NotAvailableError, match="fsdp_config"):
+        args.fsdp_min_num_params = 5
+    assert not args.fsdp_config
 
 
 def test_a_subclass_may_set_its_own_option_of_an_older_name() -> None:

@@ -32,10 +32,16 @@ TOLERANCE = 0.0 if SAME_ARITHMETIC else 1e-6
 """Another torch, or another processor, may round the last bits otherwise; the loss is summed in float32."""
 
 ELSEWHERE = {
-    "eval_loss_reduction": "decides nothing in 4.37, where no items are counted: auto is sample then",
+    "eval_loss_reduction": "decides nothing in 4.37, where no items are counted: auto is batch_mean then",
     "watch_normalisation": "likewise: no loss is normalised by items",
     "exact_label_count": "likewise",
     "loss_by_ending": "decides an option, see below",
+    "weigh_micro_batches": "the scenarios' losses are means over equal batches, or normalised: see tests/contract",
+    "orders_by_seed": "no order goes by length: see tests/test_sampling_strategies.py",
+    "log_padding": "the scenarios' batches have no attention mask: see tests/data/test_padding.py",
+    "exact_generation": "nothing is generated: see tests/parity/test_seq2seq.py",
+    "grouped_evaluations": "is the newest reference's alone: see tests/parity",
+    "sortish_groups": "likewise of Seq2SeqTrainer: see tests/test_sampling_strategies.py",
     "log_saves": "logs of times are left out of the comparison: see tests/test_saving.py",
     "own_data_stream": "the scenarios' data draws nothing: see tests/test_data_stream.py",
 }

@@ -294,7 +294,6 @@ def test_options_of_ours_are_never_read_off_foreign_arguments(tmp_path: Path) ->
 
 
 NOT_DEFAULT: dict[str, Any] = {
-    "accelerator_config": {"split_batches": True},
     "debug": "underflow_overflow",
     "deepspeed": {"zero_optimization": {"stage": 2}},
     "fsdp": True,
@@ -331,7 +330,7 @@ def _unavailable_options() -> list[str]:
     from mainspring.arguments.not_yet import AVAILABLE, OPTIONS
 
     theirs = {field.name for field in dataclasses.fields(REFERENCE.api.Seq2SeqTrainingArguments)}
-    return sorted((OPTIONS | AVAILABLE.keys() | {"report_to", "accelerator_config"}) & theirs)
+    return sorted((OPTIONS | AVAILABLE.keys() | {"report_to"}) & theirs)
 
 
 @own
@@ -383,6 +382,21 @@ def test_foreign_arguments_that_ask_for_nothing_more_pass(cls: Any, tmp_path: Pa
     forget_process_state()
     check_foreign(cls(str(tmp_path), use_cpu=True))
     check_foreign(cls(str(tmp_path), **QUIET, optim="sgd", accelerator_config={"even_batches": True}))
+
+
+@own
+def test_foreign_arguments_say_how_they_accumulate_by_the_option(tmp_path: Path) -> None:
+    """The reference would write the number into the option; arguments of its class are left as they are."""
+    from mainspring.arguments.foreign import check_foreign
+    from mainspring.errors import OptionError
+
+    forget_process_state()
+    given = {"gradient_accumulation_kwargs": {"num_steps": 4}}
+    args = REFERENCE.api.TrainingArguments(str(tmp_path), use_cpu=True, accelerator_config=given)
+    with pytest.raises(OptionError, match="num_steps.*use gradient_accumulation_steps instead"):
+        check_foreign(args)
+    args.gradient_accumulation_steps = 4
+    check_foreign(args)
 
 
 @own

@@ -40,6 +40,7 @@ def _trace(task: str, folder: Path, **options: Any) -> Any:
     trace.state = {}
     for log in trace.logs:
         log.pop("total_flos", None)
+        log.pop("padding_fraction", None)  # how much is padding is a matter of what is put together
     return trace
 
 

@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 
 from tests.faults.killing import Instant
-from tests.faults.runs import ALONE, BACKGROUND, EPOCHS, LARGE, SAVED_AGAIN, STOPPED, WORKERS, Scenario
+from tests.faults.runs import ALONE, BACKGROUND, EPOCHS, LARGE, LENGTHS, SAVED_AGAIN, STOPPED, WORKERS, Scenario
 
 RANDOM = "random"
 SEED = 20_260_704
@@ -86,6 +86,8 @@ CHAINS: list[tuple[Scenario, Sequence[Instant]]] = [
     (BACKGROUND, [event("on_step_end", 4), writing("optimizer.pt", 2), renaming("partial", 2)]),
     (BACKGROUND, [event("on_save", 2), opening("manifest", 2), event("on_evaluate", 1)]),
     (BACKGROUND, at_random(_draws, "call")),
+    (LENGTHS, [event("on_substep_end", 3), event("on_epoch_end", 1), event("on_step_begin", 2)]),
+    (LENGTHS, [renaming("partial"), event("on_evaluate", 2), at_random(_draws, "call")[0]]),
     (LARGE, [filling("model.safetensors", 4096), growing("optimizer.pt", 60_000_000), renaming("partial")]),
     (LARGE, [filling("model.safetensors", 10_000_000), growing("optimizer.pt", 100_000_000), event("on_step_end", 5)]),
     (STOPPED, [of_the_stop("on_evaluate", 3), of_the_stop("on_save"), of_the_stop("on_epoch_end")]),

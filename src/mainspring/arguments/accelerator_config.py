@@ -1,4 +1,4 @@
-"""`AcceleratorConfig`: the settings of Accelerate's loaders, and which of their values hold here."""
+"""`AcceleratorConfig`: the settings of Accelerate's loaders."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from mainspring.arguments.normalise import read_record
-from mainspring.errors import OptionError
+from mainspring.errors import OptionError, Problem, did_you_mean
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -58,26 +58,43 @@ class AcceleratorConfig:
         return copy.deepcopy({field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
 
 
-AVAILABLE: Mapping[str, tuple[Any, ...]] = MappingProxyType(
-    {
-        "split_batches": (False,),
-        "dispatch_batches": (None, False),  # every process reads what is its own, whatever the kind of data
-        "even_batches": (True,),
-        "use_seedable_sampler": (True,),
-        "non_blocking": (False, True),  # a copy from pinned memory never waits, and pageable memory cannot but
-        "use_configured_state": (False,),
-    }
+ACCUMULATION: Mapping[str, bool | None] = MappingProxyType(
+    {"adjust_scheduler": True, "sync_with_dataloader": True, "sync_each_batch": False}
 )
-"""The values that describe what is done here."""
-
-_ACCUMULATION = {"adjust_scheduler": True, "sync_with_dataloader": True, "sync_each_batch": False}
-"""As above, within `gradient_accumulation_kwargs`. These are Accelerate's own defaults."""
+"""What `gradient_accumulation_kwargs` may hold besides `num_steps`, with Accelerate's defaults."""
 
 
-def unavailable_settings(config: Any) -> dict[str, Any]:
-    """The settings of a configuration, an object or a mapping, that nothing here carries out yet."""
-    given = dict(config if isinstance(config, Mapping) else getattr(config, "__dict__", {}))
-    accumulation = given.pop("gradient_accumulation_kwargs", None) or {}
-    found = {name: value for name, value in given.items() if value not in AVAILABLE.get(name, ())}
-    beyond = {name: value for name, value in accumulation.items() if (name, value) not in _ACCUMULATION.items()}
-    return {**found, "gradient_accumulation_kwargs": beyond} if beyond else found
+def settings_of(config: Any) -> AcceleratorConfig:
+    """The settings in an option's value, of whatever class; Accelerate's defaults where there are none."""
+    given = config if isinstance(config, Mapping) else getattr(config, "__dict__", {})
+    names = {field.name for field in dataclasses.fields(AcceleratorConfig)}
+    return AcceleratorConfig(**{name: value for name, value in dict(given).items() if name in names})
+
+
+def accumulated(settings: AcceleratorConfig) -> int | None:
+    """Micro-batches of an update, where the settings say how many."""
+    steps: int | None = (settings.gradient_accumulation_kwargs or {}).get("num_steps")
+    return steps
+
+
+def problems_of(settings: AcceleratorConfig, gradient_accumulation_steps: int) -> list[Problem]:
+    """What is wrong with `gradient_accumulation_kwargs`, by itself and beside the option that says the same."""
+    given = settings.gradient_accumulation_kwargs or {}
+    known = ("num_steps", *ACCUMULATION)
+    problems = []
+    for key, value in given.items():
+        setting = {"gradient_accumulation_kwargs": {key: value}}
+        if key not in known:
+            fix = f"leave it out{did_you_mean(str(key), known)}"
+            problems.append(Problem(_NAME, setting, "there is no such keyword", fix))
+        elif key == "num_steps" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            problems.append(Problem(_NAME, setting, "is no number of micro-batches", "give a whole number above 0"))
+        elif key == "num_steps" and gradient_accumulation_steps not in (1, value):
+            why = f"gradient_accumulation_steps is {gradient_accumulation_steps}"
+            problems.append(Problem(_NAME, setting, why, "give one of the two"))
+        elif key != "num_steps" and value not in (True, False, None):
+            problems.append(Problem(_NAME, setting, "is neither True nor False", "give one of them"))
+    return problems
+
+
+_NAME = "accelerator_config"

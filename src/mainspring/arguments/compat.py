@@ -30,10 +30,10 @@ class Behaviour:
     """What a run does where the generations differ. The defaults are ours, which foreign arguments get too."""
 
     # fmt: off
-    #                                     none    "5"       "4.37"
-    eval_loss_reduction: str = row(      "auto", "sample", "sample",
-        "How evaluation losses are averaged: auto, over label tokens where the loss is normalised by them; sample, over "
-        "batch means, weighted by samples")
+    #                                     none    "5"           "4.37"
+    eval_loss_reduction: str = row(      "auto", "batch_mean", "batch_mean",
+        "How evaluation losses are averaged: auto, over label tokens where the loss is normalised by them; batch_mean, "
+        "over batch means, weighted by samples")
     cut_filling: bool = row(              True,   False,    False,
         "Samples that only fill up the last evaluation batch over processes stay out of the evaluation loss")
     finite_evaluations: bool = row(       True,   True,     False,
@@ -56,6 +56,20 @@ class Behaviour:
         "The last update is evaluated and saved, where that goes by steps, although it is not due")
     log_rate_used: bool = row(            True,   True,     False,
         "The logged learning rate is the one that the update used, rather than the next one's")
+    orders_by_seed: bool = row(           True,   False,    False,
+        "Orders by length are a function of seed and epoch, with the lengths of a column even if the model does not take it, "
+        "rather than drawn from torch's global generator (group_by_length) or from seed 42 (batch_rebalance)")
+    grouped_evaluations: bool = row(      False,  True,     False,
+        "With group_by_length, evaluations go by length too, and their predictions come in that order rather than in the "
+        "data set's")
+    sortish_groups: bool = row(           True,   False,    False,
+        "`sortish_sampler` groups training samples by length, rather than doing nothing")
+    weigh_micro_batches: bool = row(      True,   False,    False,
+        "Mean losses of micro-batches that hold more count for more in their update, where a strategy makes micro-batches of "
+        "several sizes")
+    log_padding: bool = row(              True,   False,    False,
+        "Logs tell the share of padding in what the model was fed, as `padding_fraction`, where batches have a mask or are "
+        "packed")
     round_logs: bool = row(               False,  False,    True,
         "Logs round the loss to 4 and the epoch to 2 decimals")
     loss_by_ending: bool = row(           True,   True,     False,
@@ -81,6 +95,9 @@ class Behaviour:
         "A resumed run goes on with the callbacks' states")
     exact_position: bool = row(           True,   False,    False,
         "The position in the data is read from the checkpoint, rather than worked out from the number of updates")
+    exact_generation: bool = row(         True,   False,    False,
+        "Generated predictions hold what was generated, once per sample and filled up by one rule, rather than also "
+        "prompts, samples that fill up a batch, and whatever widths come out")
     # fmt: on
 
     def is_loss(self, metric: str) -> bool:

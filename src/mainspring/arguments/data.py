@@ -25,4 +25,6 @@ class DataArguments:
     train_sampling_strategy: SamplingStrategy | str = option(
         SamplingStrategy.RANDOM, "Order of the training samples.", choices=SamplingStrategy
     )
-    length_column_name: str = option("length", "Column that holds the samples' lengths.")
+    length_column_name: str = option(
+        "length", "Column of the samples' lengths, for strategies that go by length; without it, samples are measured."
+    )

@@ -15,7 +15,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from mainspring.arguments import Seq2SeqTrainingArguments, accelerator_config, interactions, not_yet, spellings
+from mainspring.arguments import Seq2SeqTrainingArguments, interactions, not_yet, spellings
 from mainspring.arguments.docstring import default_of
 from mainspring.arguments.generations import since
 from mainspring.arguments.option import groups_of
@@ -72,7 +72,7 @@ def _names(names: Iterable[str]) -> str:
 
 
 def _mark(name: str) -> str:
-    some = {*not_yet.AVAILABLE, "report_to", "accelerator_config"}
+    some = {*not_yet.AVAILABLE, "report_to"}
     return "¹" if name in not_yet.OPTIONS else "²" if name in some else ""
 
 
@@ -105,13 +105,7 @@ def _not_available() -> Iterator[str]:
         names = [value for value in _values(fields[name]) if value not in available]
         rows.append((f"`{name}`", " ".join(f"`{value}`" for value in names)))
     rows.append(("`report_to`", "every service"))
-    rows.append(("`accelerator_config`", f"all but {_settings()}"))
     yield f"## Values that are not available yet\n\n{_table(('option', 'values'), rows)}"
-
-
-def _settings() -> str:
-    told = [f"`{key}={value}`" for key, values in accelerator_config.AVAILABLE.items() for value in values]
-    return f"{' '.join(told)}, and empty `gradient_accumulation_kwargs` or Accelerate's own defaults in them"
 
 
 def _interactions() -> Iterator[str]:

@@ -43,6 +43,7 @@ class SamplingStrategy(Choice):
     SEQUENTIAL = "sequential"
     GROUP_BY_LENGTH = "group_by_length"
     BATCH_REBALANCE = "batch_rebalance"
+    TOKEN_BUDGET = "token_budget"
 
 
 class HubStrategy(Choice):

@@ -8,6 +8,10 @@ from mainspring.arguments.enums import IntervalStrategy
 from mainspring.arguments.option import non_negative, option, positive, steps_or_share
 
 
+def _part_of_output(index: int) -> str | None:
+    return None if index == -1 or index > 0 else "is neither -1 nor above 0 (part 0 is the loss)"
+
+
 @dataclass(kw_only=True)
 class EvaluationArguments:
     """Evaluation and metrics."""
@@ -32,4 +36,9 @@ class EvaluationArguments:
         default_factory=list, help="What compute_metrics gets besides predictions and labels: inputs, loss."
     )
     batch_eval_metrics: bool = option(False, "Call compute_metrics for every batch.")
+    past_index: int = option(
+        -1,
+        "Part of the output, the loss being part 0, that is given to the next batch as `mems`; -1: none.",
+        check=_part_of_output,
+    )
     label_names: list[str] | None = option(None, "Keys of the batch that are labels; default: by the model's forward.")

@@ -8,6 +8,7 @@ from enum import Enum
 from typing import Any
 
 from mainspring.arguments import not_yet
+from mainspring.arguments.accelerator_config import accumulated, problems_of, settings_of
 from mainspring.arguments.docstring import default_of
 from mainspring.arguments.own import OwnArguments
 from mainspring.arguments.seq2seq_arguments import Seq2SeqTrainingArguments
@@ -50,7 +51,18 @@ def unavailable(args: Any) -> list[Problem]:
         changed = {n: v for n in declared if hasattr(args, n) and (v := getattr(args, n)) != declared[n]}
         asked, problems = _in_newer_spellings(changed)
     found = [not_yet.problem(name, _as_given(name, asked[name]), _OURS[name]) for name in _OURS if name in asked]
-    return [*problems, *(problem for problem in found if problem is not None)]
+    return [*problems, *(problem for problem in found if problem is not None), *_problems_of_accumulation(args)]
+
+
+def _problems_of_accumulation(args: Any) -> list[Problem]:
+    settings = settings_of(getattr(args, "accelerator_config", None))
+    steps = getattr(args, "gradient_accumulation_steps", 1)
+    problems, asked = problems_of(settings, steps), accumulated(settings)
+    if problems or asked in (None, steps):
+        return problems
+    given = {"gradient_accumulation_kwargs": {"num_steps": asked}}
+    why = f"gradient_accumulation_steps is {steps}, and arguments of the reference's class are left as they are"
+    return [Problem("accelerator_config", given, why, "use gradient_accumulation_steps instead")]
 
 
 def _declared(cls: type) -> dict[str, Any] | None:

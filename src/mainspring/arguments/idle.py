@@ -111,6 +111,42 @@ def _no_metric(a: TrainingArguments) -> str | None:
     return "no metric_for_best_model is set" if a.metric_for_best_model is None else None
 
 
+def _no_lengths(a: TrainingArguments) -> str | None:
+    """Nobody asks how long samples are."""
+    by_length = a.pack_sequences or a.train_sampling_strategy not in ("random", "sequential")
+    sortish = getattr(a, "sortish_sampler", False)
+    strategy = f"train_sampling_strategy is {str(a.train_sampling_strategy)!r}"
+    return None if by_length or sortish else f"{strategy}, and nobody asks how long samples are"
+
+
+def _no_budget(a: TrainingArguments) -> str | None:
+    """Batches are measured in samples."""
+    counted = a.train_sampling_strategy != "token_budget"
+    return (
+        f"train_sampling_strategy is {str(a.train_sampling_strategy)!r}, and batches count samples" if counted else None
+    )
+
+
+def _a_budget(a: TrainingArguments) -> str | None:
+    """Batches are measured in tokens."""
+    budget = a.train_sampling_strategy == "token_budget"
+    return (
+        "train_sampling_strategy is 'token_budget', and max_tokens_per_batch says how large a batch is"
+        if budget
+        else None
+    )
+
+
+def _the_reference_does_not_sort(a: TrainingArguments) -> str | None:
+    """The reference declares the option, and that is all."""
+    return f"compat is {a.compat!r}, and the reference does not look at it" if a.compat != "none" else None
+
+
+def _nothing_is_packed(a: TrainingArguments) -> str | None:
+    """Every row holds one sample."""
+    return None if a.pack_sequences else "pack_sequences is off: every row holds one sample"
+
+
 def _no_device_cache(a: TrainingArguments) -> str | None:
     """The run is on the CPU, which has no such cache."""
     return "use_cpu=True, and the CPU has no such cache" if a.use_cpu else None
@@ -123,7 +159,25 @@ def _no_items(a: TrainingArguments) -> str | None:
 
 def _no_items_in_evaluations(a: TrainingArguments) -> str | None:
     """4.37 counts no items: the evaluation loss is a mean of batch means."""
-    return None if a.eval_loss_reduction == "sample" else _no_items(a)
+    return None if a.eval_loss_reduction == "batch_mean" else _no_items(a)
+
+
+def _no_predictions_are_kept(a: TrainingArguments) -> str | None:
+    """Evaluations and predictions give the loss only."""
+    return "prediction_loss_only is set, and no predictions are kept" if a.prediction_loss_only else None
+
+
+# These two are asked about options of `Seq2SeqTrainingArguments`, which stand beside what they read.
+
+
+def _nothing_is_generated(a: Any) -> str | None:
+    """Evaluations generate no text."""
+    return None if a.predict_with_generate else "predict_with_generate is False: no text is generated"
+
+
+def _nobody_reads_texts(a: Any) -> str | None:
+    """Evaluations return the loss alone."""
+    return "prediction_loss_only is set: nobody would read the texts" if a.prediction_loss_only else None
 
 
 IDLE: tuple[Idle, ...] = (
@@ -154,6 +208,18 @@ IDLE: tuple[Idle, ...] = (
     Idle(("greater_is_better",), _no_metric, "name the metric, or leave it out"),
     Idle(("average_tokens_across_devices",), _no_items, "leave it out"),
     Idle(("eval_loss_reduction",), _no_items_in_evaluations, "leave it out, or choose another compat"),
+    Idle(("length_column_name",), _no_lengths, "set train_sampling_strategy='group_by_length', or leave it out"),
+    Idle(("max_tokens_per_batch",), _no_budget, "set train_sampling_strategy='token_budget', or leave it out"),
+    Idle(("per_device_train_batch_size",), _a_budget, "leave it out"),
+    Idle(("sortish_sampler",), _the_reference_does_not_sort, "set train_sampling_strategy='group_by_length'"),
+    Idle(("pack_length",), _nothing_is_packed, "set pack_sequences=True, or leave it out"),
+    Idle(("eval_memory_limit",), _no_predictions_are_kept, "leave one of the two out"),
+    Idle(
+        ("generation_max_length", "generation_num_beams"),
+        _nothing_is_generated,
+        "set predict_with_generate=True, or leave it out",
+    ),
+    Idle(("predict_with_generate",), _nobody_reads_texts, "leave one of the two out"),
     Idle(("torch_empty_cache_steps",), _no_device_cache, "leave it out on the CPU"),
 )
 """One line a group. What only several processes use is not here: how many there are shows later, in `machine`."""
@@ -176,5 +242,6 @@ def differs_from_default(args: Any, name: str) -> bool:
     """
     from mainspring.arguments.training_arguments import TrainingArguments
 
-    declared = (TrainingArguments.__dataclass_fields__[name], type(args).__dataclass_fields__[name])
-    return getattr(args, name) not in [default_of(field) for field in declared]
+    declared = [cls.__dataclass_fields__.get(name) for cls in (TrainingArguments, type(args))]
+    defaults = [default_of(field) for field in declared if field is not None]
+    return bool(defaults) and getattr(args, name) not in defaults

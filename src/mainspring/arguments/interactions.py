@@ -35,12 +35,17 @@ class Interaction:
 
 
 def options_read(function: Callable[..., Any]) -> frozenset[str]:
-    """The options that a function reads off its argument: `a.name`, `a._was_given("name")`, or `another_function(a)`."""
+    """The options that a function reads off its argument.
+
+    That is by `a.name`, by `getattr(a, "name", ...)` or `a._was_given("name")`, or in `another_function(a)`.
+    """
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     found = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args):
         if isinstance(call.func, ast.Attribute) and call.func.attr == "_was_given":
             found.add(ast.literal_eval(call.args[0]))
+        elif isinstance(call.func, ast.Name) and call.func.id == "getattr" and isinstance(call.args[1], ast.Constant):
+            found.add(str(call.args[1].value))
         elif isinstance(call.func, ast.Name) and isinstance(call.args[0], ast.Name):
             called = function.__globals__.get(call.func.id)
             found |= options_read(called) if inspect.isfunction(called) else set()

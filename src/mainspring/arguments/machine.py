@@ -6,9 +6,10 @@ import contextlib
 import os
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mainspring.arguments import runtime
+from mainspring.arguments.accelerator_config import settings_of
 from mainspring.arguments.enums import ParallelMode
 from mainspring.arguments.hardware import HardwareArguments
 from mainspring.arguments.idle import differs_from_default
@@ -44,9 +45,7 @@ class MachineProperties(SavingArguments, LoggingArguments, HardwareArguments, Pr
     def _place(self) -> runtime.Place:
         place: runtime.Place | None = self.__dict__.get("_found_place")
         if place is None:
-            place = runtime.find_place(
-                use_cpu=self.use_cpu, backend=self.ddp_backend, timeout_s=self.ddp_timeout, local_rank=self.local_rank
-            )
+            place = runtime.find_place(**self._wanted_place())
             runtime.check_precision(mixed_precision=self.mixed_precision, tf32=self.tf32, device_type=place.device.type)
             # Compiled float32 gains by TF32; with float16 it would only cost exactness.
             by_itself = True if self.torch_compile and (self.bf16 or not self.fp16) else None
@@ -72,9 +71,16 @@ class MachineProperties(SavingArguments, LoggingArguments, HardwareArguments, Pr
     @property
     def distributed_state(self) -> PartialState:
         """Accelerate's state of this process; made now where another run left one of another kind of device."""
-        return runtime.processes(
-            use_cpu=self.use_cpu, backend=self.ddp_backend, timeout_s=self.ddp_timeout, local_rank=self.local_rank
-        )
+        return runtime.processes(**self._wanted_place())
+
+    def _wanted_place(self) -> dict[str, Any]:
+        return {
+            "use_cpu": self.use_cpu,
+            "backend": self.ddp_backend,
+            "timeout_s": self.ddp_timeout,
+            "local_rank": self.local_rank,
+            "configured": settings_of(self.accelerator_config).use_configured_state,
+        }
 
     @property
     def device(self) -> torch.device:

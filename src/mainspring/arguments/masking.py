@@ -20,7 +20,7 @@ def mask_of(name: str) -> str | None:
 
 def shown(name: str, value: Any) -> Any:
     """The value of an option, as an error may show it. A misspelt name counts by what it seems to be."""
-    if value is not None and "tok" in name and not name.startswith(("include_", "average_")):
+    if value is not None and "tok" in name and not name.startswith(("include_", "average_", "max_")):
         return f"<{name.upper()}>"
     return masked(value)
 

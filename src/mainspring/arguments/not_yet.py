@@ -5,7 +5,6 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Any
 
-from mainspring.arguments.accelerator_config import unavailable_settings
 from mainspring.arguments.masking import shown
 from mainspring.errors import Problem
 
@@ -34,12 +33,6 @@ OPTIONS: frozenset[str] = frozenset(
         "fsdp",
         "fsdp_config",
         "deepspeed",
-        "length_column_name",
-        "sortish_sampler",
-        "predict_with_generate",
-        "generation_max_length",
-        "generation_num_beams",
-        "generation_config",
     }
 )
 """Options of which every value but the default is refused."""
@@ -47,7 +40,6 @@ OPTIONS: frozenset[str] = frozenset(
 AVAILABLE: MappingProxyType[str, frozenset[Any]] = MappingProxyType(
     {
         "optim": frozenset({"adamw_torch", "adamw_torch_fused", "sgd", "adafactor", "adagrad", "rmsprop"}),
-        "train_sampling_strategy": frozenset({"random", "sequential"}),
         "lr_scheduler_type": frozenset(
             {
                 "linear",
@@ -80,8 +72,6 @@ def problem(name: str, value: Any, default: Any) -> Problem | None:
         return Problem(
             name, value, "this value is not available yet", f"use one of {', '.join(sorted(AVAILABLE[name]))}"
         )
-    if name == "accelerator_config":
-        return _problem_of_settings(value)
     if name == "report_to" and value:
         return Problem(name, value, "reporting services are not available yet", "set report_to='none'")
     return None
@@ -94,13 +84,3 @@ def _is_plain(value: Any) -> bool:
 
 def _is_empty(value: Any) -> bool:
     return value is None or value is False or (isinstance(value, (str, list)) and not value)
-
-
-def _problem_of_settings(config: Any) -> Problem | None:
-    settings = unavailable_settings(config)
-    if not settings:
-        return None
-    fix = "leave them out" if len(settings) > 1 else "leave it out"
-    if "num_steps" in settings.get("gradient_accumulation_kwargs", ()):
-        fix += ", and use gradient_accumulation_steps"
-    return Problem("accelerator_config", settings, "not available yet", fix)

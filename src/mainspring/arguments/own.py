@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, replace
 from typing import Any
 
 from mainspring.arguments.compat import BEHAVIOURS, COMPAT, Behaviour
-from mainspring.arguments.option import option
+from mainspring.arguments.option import option, positive
 
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<hours>\d+):(?P<minutes>[0-5]?\d)(?::(?P<seconds>[0-5]?\d))?")
 
@@ -30,6 +31,33 @@ def _is_time(time: str | float) -> str | None:
     return None if seconds > 0 else "must be above 0"
 
 
+_SIZE = re.compile(r"(?P<number>\d+(\.\d*)?) ?(?P<unit>[KMGT]i?)?B?", re.IGNORECASE)
+EVAL_MEMORY = 2_000_000_000
+"""Bytes for the predictions of an evaluation, by default."""
+
+_POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+
+
+def bytes_of(size: str | float) -> int | None:
+    """Bytes of a size such as 2GB (of 1000 MB) or 512MiB (of 1024 KiB), or of a number; None for anything else."""
+    if isinstance(size, str):
+        found = _SIZE.fullmatch(size.strip())
+        if found is None:
+            return None
+        unit = (found["unit"] or "").upper()
+        count = float(found["number"]) * (1024 if unit.endswith("I") else 1000) ** _POWERS[unit[:1]]
+    else:
+        count = size
+    return int(count) if math.isfinite(count) else None
+
+
+def _is_size(size: str | float) -> str | None:
+    found = bytes_of(size)
+    if found is None:
+        return "is neither a number of bytes nor a size such as 500MB or 2GiB"
+    return None if found >= 0 else "must not be below 0"
+
+
 @dataclass(kw_only=True)
 class OwnArguments:
     """What only this package has."""
@@ -41,12 +69,29 @@ class OwnArguments:
     )
     eval_loss_reduction: str = option(
         "auto",
-        "Evaluation loss: token, a mean over label tokens; sample, a mean of batch means; auto, token unless compat.",
-        choices=("auto", "token", "sample"),
+        "Evaluation loss: token, a mean over label tokens; batch_mean, a mean of batch means; auto, token unless compat.",
+        choices=("auto", "token", "batch_mean"),
+    )
+    eval_memory_limit: str | float | None = option(
+        None,
+        "Memory for the predictions that an evaluation keeps, such as 500MB; beyond it they lie in a file; default 2GB.",
+        check=_is_size,
     )
     resume_log_window: bool | None = option(
         None,
         "A resumed run goes on with the loss window of its checkpoint; default True, and False with compat='5' or '4.37'.",
+    )
+    max_tokens_per_batch: int | None = option(
+        None,
+        "Tokens of a training batch of one process, padding included, with train_sampling_strategy='token_budget'.",
+        check=positive,
+    )
+    pack_sequences: bool = option(
+        False,
+        "Rows of the training batches hold several samples, each seeing itself alone; for causal language models.",
+    )
+    pack_length: int | None = option(
+        None, "Tokens that a row of packed samples holds; default: those of the longest sample.", check=positive
     )
     save_failure: str = option(
         "warn", "When a checkpoint cannot be written: warn, and go on; or raise.", choices=("warn", "raise")
@@ -104,6 +149,32 @@ def saving_options(args: Any) -> SavingOptions:
         stop_signals=tuple(args.stop_signals),
         max_time_s=None if args.max_time is None else seconds_of(args.max_time),
     )
+
+
+@dataclass(frozen=True)
+class PackingOptions:
+    """Whether training samples share rows. The defaults are those of a foreign arguments object.
+
+    Attributes:
+        wanted: Whether they do.
+        length: Tokens of a row at most; None: as many as the longest sample has.
+    """
+
+    wanted: bool = False
+    length: int | None = None
+
+
+def packing_options(args: Any) -> PackingOptions:
+    """The options of `args` that say whether samples share rows."""
+    return PackingOptions(args.pack_sequences, args.pack_length) if isinstance(args, OwnArguments) else PackingOptions()
+
+
+def evaluation_memory(args: Any) -> int:
+    """Bytes that the predictions of an evaluation may take up in memory; the default on arguments that are not ours."""
+    limit = args.eval_memory_limit if isinstance(args, OwnArguments) else None
+    found = EVAL_MEMORY if limit is None else bytes_of(limit)
+    assert found is not None
+    return found
 
 
 def own_options(args: Any) -> Behaviour:

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
+from mainspring.arguments.accelerator_config import problems_of, settings_of
 from mainspring.arguments.compat import installed_services
 from mainspring.arguments.idle import NO_WARMUP
 from mainspring.errors import Problem
@@ -189,6 +190,40 @@ def known_signals(a: TrainingArguments) -> Problem | None:
     return None
 
 
+def a_budget_of_tokens_is_given(a: TrainingArguments) -> Problem | None:
+    """How large batches are that are measured in tokens."""
+    if a.train_sampling_strategy == "token_budget" and a.max_tokens_per_batch is None:
+        why = "train_sampling_strategy is 'token_budget'"
+        return Problem("max_tokens_per_batch", None, why, "set it to the tokens that a padded batch may have")
+    return None
+
+
+def one_order(a: TrainingArguments) -> Problem | None:
+    """sortish_sampler asks for group_by_length."""
+    asked = getattr(a, "sortish_sampler", False) and a.compat == "none"
+    if asked and a.train_sampling_strategy not in ("random", "group_by_length"):
+        why = (
+            f"train_sampling_strategy is {str(a.train_sampling_strategy)!r}, and sortish_sampler means group_by_length"
+        )
+        return Problem("sortish_sampler", True, why, "leave one of the two out")
+    return None
+
+
+def packing_chooses_the_order(a: TrainingArguments) -> Problem | None:
+    """Which samples share a row follows from their lengths, and the rows come at random."""
+    sortish = getattr(a, "sortish_sampler", False) and a.compat == "none"
+    if not a.pack_sequences or (a.train_sampling_strategy == "random" and not sortish):
+        return None
+    other = "sortish_sampler is set" if sortish else f"train_sampling_strategy is {str(a.train_sampling_strategy)!r}"
+    return Problem("pack_sequences", True, f"{other}, and packing chooses the order itself", "leave one of the two out")
+
+
+def known_keywords_of_accumulation(a: TrainingArguments) -> Problem | None:
+    """Accelerate's keywords, of which num_steps says the same as an option."""
+    problems = problems_of(settings_of(a.accelerator_config), a.gradient_accumulation_steps)
+    return problems[0] if problems else None
+
+
 RULES: tuple[Rule, ...] = (
     logging_by_steps_needs_steps,
     evaluation_by_steps_needs_steps,
@@ -207,6 +242,10 @@ RULES: tuple[Rule, ...] = (
     known_token_counts,
     stopping_needs_full_checkpoints,
     known_signals,
+    a_budget_of_tokens_is_given,
+    one_order,
+    packing_chooses_the_order,
+    known_keywords_of_accumulation,
 )
 
 
@@ -261,5 +300,20 @@ def installed_services_are_not_told(a: TrainingArguments) -> Problem | None:
     return None
 
 
-NOTICES: tuple[Rule, ...] = (warmup_outlasts_the_run, saves_never_come, installed_services_are_not_told)
+def the_loop_says_when_to_step(a: TrainingArguments) -> Problem | None:
+    """Settings of Accelerate that act on what a script prepares and accumulates by itself, not on the training loop."""
+    given = settings_of(a.accelerator_config).gradient_accumulation_kwargs or {}
+    theirs = {name: given[name] for name in ("adjust_scheduler", "sync_with_dataloader") if given.get(name) is False}
+    if theirs:
+        why = "the training loop says itself when gradients and schedule move: only what a script prepares follows it"
+        return Problem("accelerator_config", {"gradient_accumulation_kwargs": theirs}, why, "leave it out otherwise")
+    return None
+
+
+NOTICES: tuple[Rule, ...] = (
+    warmup_outlasts_the_run,
+    saves_never_come,
+    installed_services_are_not_told,
+    the_loop_says_when_to_step,
+)
 """What is worth a warning, besides options that have no effect (`idle`)."""

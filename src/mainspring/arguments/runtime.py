@@ -37,9 +37,13 @@ class Place:
     local_rank: int
 
 
-def find_place(*, use_cpu: bool, backend: str | None, timeout_s: int, local_rank: int) -> Place:
+def find_place(
+    *, use_cpu: bool, backend: str | None, timeout_s: int, local_rank: int, configured: bool = False
+) -> Place:
     """Join the process group that the launcher asked for, and choose the device. Arguments as of `processes`."""
-    state = processes(use_cpu=use_cpu, backend=backend, timeout_s=timeout_s, local_rank=local_rank)
+    state = processes(
+        use_cpu=use_cpu, backend=backend, timeout_s=timeout_s, local_rank=local_rank, configured=configured
+    )
     if state.device.type == "cuda" and "LOCAL_RANK" not in os.environ:
         _say_that_gpus_are_idle()
     return Place(_with_index(state.device), state.num_processes, state.process_index, state.local_process_index)
@@ -62,7 +66,9 @@ def _say_that_gpus_are_idle() -> None:
         warn(f"{count} GPUs are visible and one is used: start with torchrun --nproc_per_node {count}", UserWarning)
 
 
-def processes(*, use_cpu: bool, backend: str | None, timeout_s: int, local_rank: int) -> PartialState:
+def processes(
+    *, use_cpu: bool, backend: str | None, timeout_s: int, local_rank: int, configured: bool = False
+) -> PartialState:
     """Accelerate's state of this process, made now or found.
 
     Args:
@@ -70,13 +76,35 @@ def processes(*, use_cpu: bool, backend: str | None, timeout_s: int, local_rank:
         backend: Backend between processes; None for the device's own.
         timeout_s: Seconds after which a collective counts as failed.
         local_rank: What a launcher passed as an argument, or -1; the environment wins.
+        configured: Take the state that a script made before, whatever it is, and make none.
 
     Raises:
+        OptionError: A state that was made before is to be taken, and there is none.
         RuntimeError: The world that came about is not the one that was asked for.
     """
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    state = _configured() if configured else _formed(asked, use_cpu, backend, timeout_s, local_rank)
+    if asked > 1 and state.num_processes != asked:
+        raise RuntimeError(
+            f"the launcher set WORLD_SIZE={asked}, but this process sees a world of {state.num_processes}: training "
+            "would run as separate jobs that each report success; start it with torchrun"
+        )
+    return state
+
+
+def _configured() -> PartialState:
     from accelerate import PartialState
 
-    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    if not PartialState._shared_state:
+        why = "no state of Accelerate was made before"
+        fix = "make an accelerate.Accelerator or PartialState first, or leave it out"
+        raise OptionError([Problem("accelerator_config", {"use_configured_state": True}, why, fix)])
+    return PartialState()
+
+
+def _formed(asked: int, use_cpu: bool, backend: str | None, timeout_s: int, local_rank: int) -> PartialState:
+    from accelerate import PartialState
+
     cpu = use_cpu or truth(os.environ.get("ACCELERATE_USE_CPU", "")) is True or not _has_accelerator()
     if PartialState._shared_state and not _fits(PartialState(), cpu, asked):
         PartialState._reset_state()
@@ -88,16 +116,10 @@ def processes(*, use_cpu: bool, backend: str | None, timeout_s: int, local_rank:
         if backend is not None or cpu:
             keywords["backend"] = backend or "gloo"  # a torch that was built with MPI would take that
     try:
-        state = PartialState(cpu=cpu, **keywords)
+        return PartialState(cpu=cpu, **keywords)
     except BaseException:
         PartialState._reset_state()  # what it had noted before it failed would pass for a state
         raise
-    if asked > 1 and state.num_processes != asked:
-        raise RuntimeError(
-            f"the launcher set WORLD_SIZE={asked}, but this process sees a world of {state.num_processes}: training "
-            "would run as separate jobs that each report success; start it with torchrun"
-        )
-    return state
 
 
 def _fits(state: PartialState, cpu: bool, asked: int) -> bool:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from mainspring.arguments.construction import takes_every_spelling
-from mainspring.arguments.option import option
+from mainspring.arguments.option import option, positive
 from mainspring.arguments.training_arguments import TrainingArguments
+
+
+def _is_generation_config(value: Any) -> str | None:
+    """Whether it can stand for one. Whether there is one, and what it says, is for the trainer to find out."""
+    stands = isinstance(value, (str, os.PathLike, Mapping)) or callable(getattr(value, "to_dict", None))
+    return None if stands and value != "" else "is neither a GenerationConfig nor settings, a file or a folder"
 
 
 @dataclass(kw_only=True)
@@ -15,10 +23,16 @@ class GenerationArguments:
     """Generation while evaluating."""
 
     sortish_sampler: bool = option(False, "Sort training samples roughly by length.")
-    predict_with_generate: bool = option(False, "Evaluations generate text.")
-    generation_max_length: int | None = option(None, "Longest generated text, in tokens.")
-    generation_num_beams: int | None = option(None, "Beams of the search.")
-    generation_config: Any = option(None, "Generation configuration: an object, a file or a folder.")
+    predict_with_generate: bool = option(False, "Predictions of `Seq2SeqTrainer` are generated texts.")
+    generation_max_length: int | None = option(
+        None, "Longest text, in tokens with those that it starts from; default: the model's.", check=positive
+    )
+    generation_num_beams: int | None = option(None, "Beams of the search; default: the model's.", check=positive)
+    generation_config: Any = option(
+        None,
+        "Generation configuration of the model: an object or its settings, a file, a folder, or a name on the hub.",
+        check=_is_generation_config,
+    )
 
 
 @takes_every_spelling

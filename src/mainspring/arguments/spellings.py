@@ -60,7 +60,6 @@ REFUSED: dict[str, str] = {
     "use_ipex": "use torch_compile=True",
     "mp_parameters": "SageMaker's model parallelism is not available yet",
     "tpu_num_cores": "TPUs are not available yet",
-    "past_index": "recurrent memory is not available yet: leave it out",
 }
 """Older options that cannot be served; their inert values are accepted."""
 
@@ -70,7 +69,6 @@ _INERT: dict[str, tuple[Any, ...]] = {
     "use_ipex": (False,),
     "mp_parameters": ("",),
     "tpu_num_cores": (None,),
-    "past_index": (-1,),
 }
 
 _UNSET: dict[str, Any] = {
@@ -121,7 +119,6 @@ OLDER_TYPES: dict[str, Any] = {
     "sharded_ddp": str | list[str] | bool | None,
     "mp_parameters": str,
     "tpu_num_cores": int | None,
-    "past_index": int,
 }
 """The types of older options that were not renamed; those that are not here are truth values."""
 

@@ -21,7 +21,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, TextIO
 
 from mainspring.arguments import not_yet
-from mainspring.arguments.accelerator_config import AcceleratorConfig
+from mainspring.arguments.accelerator_config import AcceleratorConfig, accumulated, settings_of
 from mainspring.arguments.compat import BEHAVIOURS, apply_older_defaults
 from mainspring.arguments.construction import Construction, takes_every_spelling
 from mainspring.arguments.data import DataArguments
@@ -234,6 +234,9 @@ class TrainingArguments(
         self.report_to = _services(self.report_to)
         if self.accelerator_config is None:
             vars(self)["accelerator_config"] = AcceleratorConfig()
+        steps = accumulated(settings_of(self.accelerator_config))
+        if isinstance(steps, int) and steps > 1 and self.gradient_accumulation_steps == 1:
+            self._derive("gradient_accumulation_steps", steps, "accelerator_config")
         self._resolve_checkpointing()
         self._resolve_compilation()
         if self.disable_tqdm is None:

@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+def is_exhausted(callback: Any) -> bool:
+    """Whether this is an early-stopping callback, ours or the reference's, whose patience is over."""
+    counter = getattr(callback, "early_stopping_patience_counter", None)
+    return counter is not None and bool(counter >= callback.early_stopping_patience)
+
+
 class EarlyStoppingCallback(TrainerCallback, ExportableState):
     """Stops training when `metric_for_best_model` has not improved for some evaluations.
 

@@ -24,6 +24,7 @@ Nothing in one is ever executed: tensors are safetensors, facts are JSON, and wh
 | `torch_files` | how do optimizer, scheduler, scaler and random states? |
 | `contents` | which files count? |
 | `structure` | why can a folder without a manifest not be resumed from? |
+| `ended` | had a run that was stopped come to its end? |
 | `lock` | is another run in this output folder? |
 | `drift` | what has changed since it was written? |
 | `pickles` | could a file execute anything where other engines unpickle it? |
@@ -40,6 +41,7 @@ from typing import TYPE_CHECKING
 
 from mainspring.checkpoint.contents import Contents
 from mainspring.checkpoint.drift import Drift, drift
+from mainspring.checkpoint.ended import ENDED_NAME, has_ended, note_end
 from mainspring.checkpoint.folders import (
     checkpoint_name,
     checkpoint_step,
@@ -87,6 +89,7 @@ from mainspring.checkpoint.names import (
     TRAINING_ARGS_NAME,
     WEIGHTS_INDEX_NAME,
     WEIGHTS_NAME,
+    data_position_name,
     rng_state_name,
 )
 from mainspring.checkpoint.pickles import dangerous_globals, refuse, scan_folder
@@ -110,6 +113,7 @@ __all__ = [
     "CALLBACKS_NAME",
     "CONFIG_NAME",
     "DATA_POSITION_NAME",
+    "ENDED_NAME",
     "FSDP_MODEL_NAME",
     "GENERATION_CONFIG_NAME",
     "LOCK_NAME",
@@ -148,15 +152,18 @@ __all__ = [
     "checkpoints_of_run",
     "clean_stages",
     "dangerous_globals",
+    "data_position_name",
     "drift",
     "estimate_bytes",
     "get_last_checkpoint",
+    "has_ended",
     "library_versions",
     "load_torch",
     "load_weights",
     "locked",
     "newest_first",
     "newest_valid",
+    "note_end",
     "prunable",
     "prune",
     "quarantine",

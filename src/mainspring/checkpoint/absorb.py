@@ -15,7 +15,6 @@ from pathlib import Path
 from mainspring.checkpoint.manifest import read_manifest, unchanged_files
 from mainspring.checkpoint.names import (
     CALLBACKS_NAME,
-    DATA_POSITION_NAME,
     MANIFEST_NAME,
     OPTIMIZER_NAME,
     OPTIMIZER_NAME_BIN,
@@ -33,6 +32,7 @@ from mainspring.errors import CheckpointError
 _WHOLE_MODEL = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
 _WEIGHT_FILE = r"(model.*\.safetensors|pytorch_model.*\.bin)(\.index\.json)?"
 _RUN_STATE = (OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, SCHEDULER_NAME, SCALER_NAME, PROGRESS_NAME, CALLBACKS_NAME)
+_DATA_POSITIONS = r"data_position(_\d+)?\.pt"
 _RANDOM_STATES = r"rng_state(_\d+)?\.pth"  # one per process: a former run may have had more of them
 
 
@@ -55,7 +55,7 @@ def _superseded(stage: Path) -> re.Pattern[str]:
     if any((stage / name).exists() for name in _WHOLE_MODEL):
         patterns.append(_WEIGHT_FILE)
     if (stage / TRAINER_STATE_NAME).exists():
-        patterns += [re.escape(name) for name in (*_RUN_STATE, DATA_POSITION_NAME)] + [_RANDOM_STATES]
+        patterns += [re.escape(name) for name in _RUN_STATE] + [_RANDOM_STATES, _DATA_POSITIONS]
     return re.compile("(?!.*/)(?:" + "|".join(f"(?:{pattern})" for pattern in patterns) + ")")
 
 

@@ -8,13 +8,26 @@ from typing import Any
 
 from mainspring.errors import Problem
 
-RESCALED = ("per_device_train_batch_size", "gradient_accumulation_steps", "world_size")
+RESCALED = (
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "world_size",
+    "max_tokens_per_batch",
+    "pack_length",
+)
 """The size of an update: the position in the data and the schedule are kept in samples."""
 
 KEPT = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "optim_args")
 """What the optimizer's state carries: the checkpoint's value goes on."""
 
-ORDER = ("seed", "data_seed", "train_sampling_strategy", "num_examples", "dataloader_drop_last")
+ORDER = (
+    "seed",
+    "data_seed",
+    "train_sampling_strategy",
+    "num_examples",
+    "dataloader_drop_last",
+    "pack_sequences",
+)
 """What decides which samples an epoch has left: a place inside an epoch means nothing once it has changed."""
 
 OPTIMIZER = ("optim", "optim_target_modules")

@@ -34,3 +34,8 @@ MANIFEST_NAME = "manifest.json"
 def rng_state_name(process_index: int, world_size: int) -> str:
     """Return the file of one process's random states: `rng_state.pth` when there is one process, else numbered."""
     return "rng_state.pth" if world_size <= 1 else f"rng_state_{process_index}.pth"
+
+
+def data_position_name(process_index: int, world_size: int) -> str:
+    """Return the file of one process's own place in the data: `data_position.pt` when there is one process, else numbered."""
+    return DATA_POSITION_NAME if world_size <= 1 else f"data_position_{process_index}.pt"

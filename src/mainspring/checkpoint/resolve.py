@@ -17,7 +17,7 @@ from mainspring.errors import CheckpointError
 logger = logging.getLogger(__name__)
 
 _UNPICKLED = re.compile(
-    r"(optimizer|scheduler|scaler|callbacks|data_position)\.(pt|bin)|rng_state\w*\.pth|(.*/)?(pytorch|adapter)_model.*\.bin"
+    r"(optimizer|scheduler|scaler|callbacks|data_position\w*)\.(pt|bin)|rng_state\w*\.pth|(.*/)?(pytorch|adapter)_model.*\.bin"
 )
 """Files that a resumed run reads as pickles."""
 
