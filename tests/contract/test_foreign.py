@@ -257,7 +257,7 @@ def test_foreign_arguments_are_adopted(tmp_path: Path) -> None:
         trainer = side.api.Trainer(
             model=models.Regressor(0.1),
             args=args,
-            train_dataset=data.Items(data.points(22)),
+            train_dataset=data.Items(data.points(24)),
             eval_dataset=data.Items(data.points(8, 1)),
             compute_metrics=mean_error,
         )

@@ -39,7 +39,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     packed = {**PLAIN, **ORDERS["packed"], "per_device_train_batch_size": 2}
     alone["plain"] = train(out / "plain alone", dropout=0.0, **packed)
     torchrun("tests.distributed.worker_ragged_loaders", str(out))
-    return Runs(out, alone, [torch.load(out / f"ragged-rank{rank}.pt") for rank in range(PROCESSES)])
+    return Runs(out, alone, [torch.load(out / f"ragged-rank{rank}.pt", weights_only=True) for rank in range(PROCESSES)])
 
 
 def numbers(batches: list[list[list[int]]]) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,8 +15,18 @@ from mainspring.arguments.training_arguments import TrainingArguments
 
 def _is_generation_config(value: Any) -> str | None:
     """Whether it can stand for one. Whether there is one, and what it says, is for the trainer to find out."""
-    stands = isinstance(value, (str, os.PathLike, Mapping)) or callable(getattr(value, "to_dict", None))
+    if isinstance(value, Mapping):
+        return _are_settings(value)
+    stands = isinstance(value, (str, os.PathLike)) or callable(getattr(value, "to_dict", None))
     return None if stands and value != "" else "is neither a GenerationConfig nor settings, a file or a folder"
+
+
+def _are_settings(value: Mapping[Any, Any]) -> str | None:
+    try:
+        json.dumps(dict(value))
+    except (TypeError, ValueError, RecursionError) as error:
+        return f"holds what no generation configuration can: {error}"
+    return None
 
 
 @dataclass(kw_only=True)
