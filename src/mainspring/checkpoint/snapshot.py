@@ -6,12 +6,18 @@ The memory is kept because fresh pages cost more than the copy into them.
 from __future__ import annotations
 
 import copy
+import os
 from collections import defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+_THREADS = 4
+"""More do not copy faster: it is the memory that they wait for."""
 
 
 class HostCopies:
@@ -23,6 +29,7 @@ class HostCopies:
     def __init__(self) -> None:
         self._free: dict[tuple[int, bool], list[Tensor]] = defaultdict(list)
         self._lent: list[tuple[tuple[int, bool], Tensor]] = []
+        self._begun: list[tuple[Any, Any]] = []
 
     @torch.no_grad()
     def copy(self, state: Any) -> Any:
@@ -41,6 +48,7 @@ class HostCopies:
         for tensor in tensors_in(state):
             devices.add(tensor.device)
             memo[id(tensor)] = self._copy_tensor(tensor, storages) if _is_plain(tensor) else tensor.detach().clone()
+        self._finish()
         for device in devices:
             if device.type == "cuda":  # its copies were only begun
                 torch.cuda.synchronize(device)
@@ -75,12 +83,20 @@ class HostCopies:
         buffer = self._borrow(source.nbytes(), pinned=on_cuda)
         content = torch.empty(0, dtype=torch.uint8, device=device).set_(source)
         if device.type == "cpu":
-            # By numpy, in one thread: where the cores are busy with loader workers, torch's threads wait for each other
-            # after every tensor, and take several times as long.
-            buffer.numpy()[...] = content.numpy()
+            self._begun.append((buffer.numpy(), content.numpy()))
         else:
             buffer.copy_(content, non_blocking=on_cuda)
         return buffer.untyped_storage()
+
+    def _finish(self) -> None:
+        """Copy what lies in host memory.
+
+        By numpy, each tensor in one thread: where the cores are busy with loader workers, torch's threads wait for each other
+        after every tensor, and take several times as long.
+        """
+        begun, self._begun = self._begun, []
+        with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
+            list(pool.map(lambda pair: np.copyto(*pair), begun))
 
     def _borrow(self, size: int, pinned: bool) -> Tensor:
         free = self._free[size, pinned]
