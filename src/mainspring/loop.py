@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from mainspring.metrics import TrainOutput
-    from mainspring.state import TrainerState, TrainPlan
+    from mainspring.state import TrainerControl, TrainerState, TrainPlan
     from mainspring.trainer import Trainer
 
 logger = get_logger(__name__)
@@ -27,6 +27,11 @@ logger = get_logger(__name__)
 
 EVENTS = ("should_log", "should_evaluate", "should_save")
 """What may be due at the end of an update: control flags, in the order in which they are served."""
+
+
+def events_due(control: TrainerControl) -> tuple[str, ...]:
+    """What the control asks for."""
+    return tuple(flag for flag in EVENTS if getattr(control, flag))
 
 
 @dataclass(frozen=True)
@@ -314,7 +319,7 @@ class UpdateRunner:
         """Log, evaluate and save where the control asks for it, through the overridable seam."""
         trainer, run = self.trainer, self.run
         if run.saves_on_exception:
-            run.boundary = trainer._boundary(due=[flag for flag in EVENTS if getattr(trainer.control, flag)])
+            run.boundary = trainer._boundary(events_due(trainer.control))
         with _leaving_evaluation(trainer, run):
             self._maybe_log_save_evaluate(
                 trainer._window.total,

@@ -308,7 +308,7 @@ class Trainer(OlderNames):
         self._train_batch_size: int = self.args.train_batch_size  # per process
         self._epoch_order: EpochOrder | None = None  # the order behind the loader in training, where it is ours
         self._update_weight: Tensor | None = (
-            None  # labels, or rows, of the update being made, where batches differ in size
+            None  # labels, or rows, of the update being made, where its parts are weighed
         )
         self._created_lr_scheduler = False  # whether the schedule is ours to make anew at the next `train`
         self._globalstep_last_logged = 0  # update at which the loss window was last emptied
@@ -325,6 +325,7 @@ class Trainer(OlderNames):
         self._schedule_rate = 1.0
         self._evaluated_at: tuple[int, dict[str, float]] = (-1, {})
         self._state_of_save = TrainerState()
+        self._best_before_save: str | None = None  # the best checkpoint, should the one being written not come about
         self._saved_step: int | None = None  # update of the newest checkpoint that this run wrote
         self._preparation_time: float | None = None  # of the model, in the evaluation that had to prepare it
         self._output: evaluation.OutputFile | None = None  # where the prediction under way is written to
@@ -1040,10 +1041,10 @@ class Trainer(OlderNames):
         if self._engine.agree(run.stops.wanted()):
             raise StopInsideEvaluation
 
-    def _boundary(self, due: Sequence[str] = ()) -> loop.Boundary:
+    def _boundary(self, due: tuple[str, ...] = ()) -> loop.Boundary:
         """This instant, with what is still to be done at it."""
         return loop.Boundary(
-            due=tuple(due),
+            due=due,
             rng=self._random_states(),
             window=self._window.total.clone(),
             total_loss=self._total_loss_scalar,
@@ -1824,7 +1825,7 @@ class Trainer(OlderNames):
         """Evaluate during training, and let a metric-driven schedule move."""
         run = self._run
         if run is not None and run.stops.active:
-            run.before_evaluation = self._boundary(due=[flag for flag in loop.EVENTS if getattr(self.control, flag)])
+            run.before_evaluation = self._boundary(loop.events_due(self.control))
         metrics = self.evaluate(ignore_keys=ignore_keys_for_eval)
         if run is not None:
             run.before_evaluation = None
