@@ -125,7 +125,7 @@ def built(trainer: Trainer) -> dict[str, Any]:
     return {
         "precision": trainer.accelerator.mixed_precision,
         "compiling": (str(compiling.backend), str(compiling.mode)),
-        "wrapping": trainer._wrap_options(),
+        "wrapping": trainer._engine_options(),
         "verbosity": get_verbosity(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "callbacks": [type(callback).__name__ for callback in trainer.callback_handler.callbacks],

@@ -62,7 +62,8 @@ def test_it_says_which_options_bear_on_each_other() -> None:
     assert partners["fp16"] == {"bf16"}
     assert partners["adam_beta1"] == {"optim"}
     assert partners["optim"] == {"adam_beta1", "adam_beta2", "adam_epsilon"}
-    assert partners["load_best_model_at_end"] == {"eval_strategy", "save_strategy", "eval_steps", "save_steps"}
+    steps = {"eval_strategy", "save_strategy", "eval_steps", "save_steps"}
+    assert partners["load_best_model_at_end"] == {*steps, "save_only_model", "fsdp", "fsdp_config"}
     assert partners["learning_rate"] == set()
     for name, others in partners.items():
         assert all(name in partners[other] for other in others), name

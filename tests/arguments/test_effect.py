@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from mainspring.arguments import not_yet
+from mainspring.arguments.fsdp_config import fsdp_settings
 from mainspring.arguments.machine import BETWEEN_PROCESSES
+from mainspring.arguments.parallel_sizes import parallel_sizes
 from mainspring.errors import NotAvailableError, OptionError
 from tests.arguments import observation
 from tests.arguments.values import FIELDS, another_value
@@ -54,6 +56,8 @@ VALUES: dict[str, Any] = {
     "eval_loss_reduction": "batch_mean",
     "eval_memory_limit": 0,
     "eval_steps": 2,
+    "fsdp": True,
+    "fsdp_config": {"cpu_offload": True},
     "full_determinism": True,
     "generation_config": {"max_new_tokens": 3},
     "greater_is_better": True,
@@ -91,6 +95,7 @@ RESUMED = {"logging_steps": 3, "resume_from_checkpoint": "auto"}
 BESIDE: dict[str, dict[str, Any]] = {
     "activation_checkpointing_kwargs": {"activation_checkpointing": True},
     "batch_eval_metrics": EVALUATED,
+    "fsdp_config": {"fsdp": True},
     "dataloader_in_order": WORKERS,
     "dataloader_multiprocessing_context": WORKERS,
     "dataloader_persistent_workers": WORKERS,
@@ -149,12 +154,15 @@ PROBES: dict[str, Callable[[Any], Any]] = {
     "compat": observation.evaluated_text,
     "dataloader_pin_memory": observation.pinned,
     "eval_loss_reduction": observation.evaluated_text,
+    "fsdp": fsdp_settings,  # what is asked of the engine: one process has nobody to share with
+    "fsdp_config": fsdp_settings,
     "generation_config": observation.generated,
     "generation_max_length": observation.generated,
     "generation_num_beams": observation.generated,
     "output_dir": observation.folder_of_run,
     "pack_length": observation.shape_of_text,
     "pack_sequences": observation.shape_of_text,
+    "parallelism_config": parallel_sizes,
     "past_index": observation.memory_of_model,
     "predict_with_generate": observation.generated,
     "use_cache": observation.cache_of_model,

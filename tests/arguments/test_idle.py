@@ -65,6 +65,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     ),
     "sortish_sampler": ({"sortish_sampler": True}, {"compat": "5"}, {"train_sampling_strategy": "group_by_length"}),
     "pack_length": ({"pack_length": 512}, {}, {"pack_sequences": True}),
+    "fsdp_config": ({"fsdp_config": {"version": 1}}, {}, {"fsdp": True}),
     "torch_empty_cache_steps": ({"torch_empty_cache_steps": 4}, {"use_cpu": True}, {}),
 }
 

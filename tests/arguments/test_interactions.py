@@ -37,6 +37,9 @@ STATES: list[dict[str, Any]] = [
     {"compat": "4.37"},
     {"activation_checkpointing": False, "activation_checkpointing_kwargs": {"a": 1}},
     {"logging_strategy": "epoch", "eval_strategy": "epoch"},
+    {"fsdp": True, "fsdp_config": {"activation_checkpointing": True}},
+    {"fsdp": True, "fsdp_config": {"state_dict_type": "SHARDED_STATE_DICT"}, "save_only_model": True},
+    {"fsdp_config": {"version": 1}},
 ]
 """States of the options in which, between them, each rule gets to its last question."""
 

@@ -15,7 +15,7 @@ import torch
 from mainspring import TrainingArguments
 from mainspring.arguments import runtime
 from mainspring.arguments.enums import ParallelMode
-from mainspring.errors import OptionError
+from mainspring.errors import OptionError, ProcessesError
 
 
 def python(script: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -127,6 +127,7 @@ def test_a_second_run_may_choose_the_other_device(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("accelerate.PartialState", State)
     monkeypatch.setattr(runtime, "_has_accelerator", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     on_cpu, on_gpu = TrainingArguments("out", use_cpu=True), TrainingArguments("out")
     assert on_cpu.device.type == "cpu"
     assert on_gpu.device.type == "cuda"
@@ -155,12 +156,10 @@ assert args.device == state.device and state.__dict__ == before, (state.__dict__
 
 
 def test_fp16_is_refused_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    args = TrainingArguments("out", fp16=True, use_cpu=True)
-    with pytest.raises(OptionError, match="^fp16=True: needs a GPU"):
-        args.device  # noqa: B018 - the look-up is what is tested
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
-    with pytest.raises(OptionError, match="^fp16=True"):
-        TrainingArguments("out", use_cpu=True).world_size  # noqa: B018
+    args = TrainingArguments("out", fp16=True, use_cpu=True)
+    with pytest.raises(OptionError, match="^fp16=True: needs a GPU.*use bf16=True"):
+        args.device  # noqa: B018 - the look-up is what is tested
 
 
 def test_tf32_is_refused_where_there_is_none() -> None:
@@ -233,18 +232,27 @@ def test_tf32_does_not_touch_the_cpu() -> None:
     assert torch.get_float32_matmul_precision() == before
 
 
-def test_idle_gpus_are_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_process_drives_all_gpus_and_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
     state = SimpleNamespace(device=torch.device("cuda"), num_processes=1, process_index=0, local_process_index=0)
     monkeypatch.setattr(runtime, "processes", lambda **_: state)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    runtime._say_that_gpus_are_idle.cache_clear()
-    with pytest.warns(UserWarning, match="4 GPUs are visible and one is used: start with torchrun") as said:
-        places = [TrainingArguments("out").device for _ in range(2)]
+    runtime._say_that_gpus_share_batches.cache_clear()
+    runs = [TrainingArguments("out", per_device_train_batch_size=3) for _ in range(2)]
+    with pytest.warns(UserWarning, match="4 GPUs are visible to one process.*torchrun --nproc_per_node 4") as said:
+        places = [args.device for args in runs]
     assert len(said) == 1
     assert places == [torch.device("cuda", 2)] * 2
-    runtime._say_that_gpus_are_idle.cache_clear()
+    assert (runs[0].n_gpu, runs[0].train_batch_size, runs[0].parallel_mode) == (4, 12, "not_distributed")
+    runtime._say_that_gpus_share_batches.cache_clear()
+
+
+def test_a_launched_process_drives_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert runtime._driven("cuda") == 1
+    assert runtime._driven("cpu") == 0
 
 
 @pytest.mark.parametrize(
@@ -373,3 +381,33 @@ def test_a_world_that_could_not_be_joined_is_said_each_time() -> None:
     environment = {**os.environ, "LOCAL_RANK": "0", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.count("MASTER_ADDR") == 3
+
+
+def test_an_error_of_torchs_between_processes_gets_rank_and_phase() -> None:
+    torchs = RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:152] Connection refused")
+    with pytest.raises(ProcessesError) as caught, runtime.named_loss("the start", 3, 8, 60, hint="; try again"):
+        raise torchs
+    assert str(caught.value) == (
+        f"rank 3 of 8 lost the other processes in the start (ddp_timeout=60 s): {torchs}; try again"
+    )
+    assert caught.value.phase == "the start"
+    with pytest.raises(RuntimeError, match="^a mistake$"), runtime.named_loss("the start", 3, 8, 60):
+        raise RuntimeError("a mistake")
+
+
+@pytest.mark.parametrize(
+    ("variables", "hints"),
+    [
+        ({"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_MAX_RESTARTS": "3", "GROUP_WORLD_SIZE": "2"}, True),
+        ({"TORCHELASTIC_USE_AGENT_STORE": "False", "TORCHELASTIC_MAX_RESTARTS": "3", "GROUP_WORLD_SIZE": "2"}, False),
+        ({"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_MAX_RESTARTS": "0", "GROUP_WORLD_SIZE": "2"}, False),
+        ({"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_MAX_RESTARTS": "3", "GROUP_WORLD_SIZE": "1"}, False),
+        ({}, False),
+    ],
+)
+def test_machines_that_restart_are_told_what_torch_needs(
+    variables: dict[str, str], hints: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert ("TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in runtime._hint_for_agents()) == hints

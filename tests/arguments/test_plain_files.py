@@ -92,7 +92,11 @@ def test_tokens_among_settings(capsys: pytest.CaptureFixture[str]) -> None:
     args.explain(everything=True)
     assert args.lr_scheduler_kwargs == settings
     said = [str(args), args.to_json_string(), str(args.to_sanitized_dict()), capsys.readouterr().out]
-    for options in ({"lr_scheduler_kwargs": '{"api_token": "hf_CANARY",}'}, {"fsdp_config": settings}):
+    for options in (
+        {"lr_scheduler_kwargs": '{"api_token": "hf_CANARY",}'},
+        {"fsdp_config": settings},
+        {"parallelism_config": settings},
+    ):
         with pytest.raises((OptionError, NotAvailableError)) as caught:
             TrainingArguments("out", **options)
         said.append(str(caught.value))

@@ -13,7 +13,7 @@ from tests.helpers import data, models
 
 CHANGES = [
     ("neftune_noise_alpha", 5.0, NotAvailableError),
-    ("fsdp", True, NotAvailableError),
+    ("fsdp", True, OptionError),
     ("deepspeed", {"zero": 3}, NotAvailableError),
     ("push_to_hub", True, NotAvailableError),
     ("report_to", "tensorboard", NotAvailableError),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,12 @@ from mainspring.errors import OptionError
 
 STEPS = {"eval_strategy": "steps", "eval_steps": 100}
 
-RULE_CASES = {
+
+def sharded(**settings: Any) -> dict[str, Any]:
+    return {"fsdp": True, "fsdp_config": settings}
+
+
+RULE_CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "logging_by_steps_needs_steps": ({"logging_steps": 0}, {"logging_steps": 0, "logging_strategy": "no"}),
     "evaluation_by_steps_needs_steps": (
         {"eval_strategy": "steps", "logging_strategy": "no", "logging_steps": 0},
@@ -51,6 +57,36 @@ RULE_CASES = {
         {"accelerator_config": {"gradient_accumulation_kwargs": {"num_steps": 0}}},
         {"accelerator_config": {"gradient_accumulation_kwargs": {"num_steps": 2}}},
     ),
+    "sharding_is_one_of_its_version": (
+        sharded(reshard_after_forward="hybrid_shard"),
+        sharded(reshard_after_forward="hybrid_shard", version=1),
+    ),
+    "only_what_is_sharded_is_offloaded": (
+        sharded(cpu_offload=True, version=1, sharding_strategy="hybrid_shard"),
+        sharded(cpu_offload=True, version=1, sharding_strategy="shard_grad_op"),
+    ),
+    "one_way_to_wrap": (
+        sharded(min_num_params=5, transformer_layer_cls_to_wrap="Block"),
+        sharded(min_num_params=0, transformer_layer_cls_to_wrap="Block"),
+    ),
+    "one_loader_sends_to_all": (
+        sharded(version=1, cpu_ram_efficient_loading=True, sync_module_states=False),
+        sharded(version=1, sync_module_states=False),
+    ),
+    "xla_settings_need_xla": (sharded(xla_fsdp_grad_ckpt=True), sharded(xla_fsdp_grad_ckpt=True, xla=True)),
+    "xla_recomputes_wrapped_layers": (
+        sharded(xla_fsdp_grad_ckpt=True, xla=True, auto_wrap_policy="NO_WRAP"),
+        sharded(xla_fsdp_grad_ckpt=True, xla=True, min_num_params=5),
+    ),
+    "one_system_shards": ({"fsdp": True, "deepspeed": {"zero_optimization": {"stage": 2}}}, {"fsdp": True}),
+    "one_way_to_recompute": (
+        {**sharded(activation_checkpointing=True), "gradient_checkpointing": True},
+        {**sharded(activation_checkpointing=False), "gradient_checkpointing": True},
+    ),
+    "a_model_alone_is_whole": (
+        {**sharded(state_dict_type="SHARDED_STATE_DICT"), "save_only_model": True},
+        {**sharded(state_dict_type="FULL_STATE_DICT"), "save_only_model": True},
+    ),
     "known_signals": ({"stop_signals": ["SIGKILL"]}, {"stop_signals": ["SIGTERM", "SIGUSR2"]}),
     "one_precision": ({"fp16": True, "bf16": True}, {"fp16": True}),
     "one_evaluation_precision": (
@@ -88,8 +124,20 @@ NOTICE_CASES = {
         {"accelerator_config": {"gradient_accumulation_kwargs": {"adjust_scheduler": True}}},
     ),
     "installed_services_are_not_told": ({"compat": "4.37"}, {"compat": "4.37", "report_to": "none"}),
+    "version_2_does_not_know": (sharded(limit_all_gathers=True), sharded(limit_all_gathers=True, version=1)),
+    "the_policy_does_not_look_at": (
+        sharded(min_num_params=5, auto_wrap_policy="TRANSFORMER_BASED_WRAP"),
+        sharded(min_num_params=5, auto_wrap_policy="SIZE_BASED_WRAP"),
+    ),
+    "a_way_that_nobody_takes": (
+        {"parallelism_config": {"tp_size": 2, "cp_handler": {"cp_comm_strategy": "alltoall"}}},
+        {"parallelism_config": {"cp_size": 2, "cp_handler": {"cp_comm_strategy": "alltoall"}}},
+    ),
     "saves_never_come": ({"save_steps": 0}, {"save_steps": 0, "save_strategy": "no"}),
 }
+
+
+RULES = {rule.__name__: rule for rule in rules.RULES}
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +146,7 @@ def _one_service_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_rule_has_a_case() -> None:
-    assert set(RULE_CASES) == {rule.__name__ for rule in rules.RULES}
+    assert set(RULE_CASES) == set(RULES)
     assert set(NOTICE_CASES) == {notice.__name__ for notice in rules.NOTICES}
 
 
@@ -109,7 +157,7 @@ def test_a_broken_rule_is_an_error_that_names_option_value_and_way_out(name: str
         Seq2SeqTrainingArguments("out", **broken)
     unchecked = object.__new__(Seq2SeqTrainingArguments)
     vars(unchecked).update(vars(Seq2SeqTrainingArguments("out")), **broken)
-    problem = getattr(rules, name)(unchecked)
+    problem = RULES[name](unchecked)
     assert problem in error.value.problems
     assert problem.option in {*broken, "eval_steps"}
     assert problem.why

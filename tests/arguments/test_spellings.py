@@ -120,7 +120,7 @@ def test_what_cannot_be_served_is_refused_unless_it_did_nothing(older: str, valu
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_an_older_spelling_of_what_is_not_available_is_refused() -> None:
     with pytest.raises(NotAvailableError):
-        TrainingArguments("out", fsdp_min_num_params=5)
+        TrainingArguments("out", tpu_metrics_debug=True)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -204,9 +204,9 @@ def test_what_cannot_be_is_not_set_under_an_older_name() -> None:
     args = TrainingArguments("out")
     with pytest.raises(OptionError, match="use_ipex"):
         args.use_ipex = True
-    with pytest.warns(FutureWarning), pytest.raises(NotAvailableError, match="fsdp_config"):
-        args.fsdp_min_num_params = 5
-    assert not args.fsdp_config
+    with pytest.warns(FutureWarning), pytest.raises(NotAvailableError, match="debug"):
+        args.tpu_metrics_debug = True
+    assert not args.debug
 
 
 def test_a_subclass_may_set_its_own_option_of_an_older_name() -> None:

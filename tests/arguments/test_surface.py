@@ -20,6 +20,7 @@ pytestmark = pytest.mark.parity
 
 OWN = {
     "compat",
+    "ddp_comm_hook",
     "eval_loss_reduction",
     "eval_memory_limit",
     "max_time",

@@ -459,8 +459,8 @@ def problems_of(**options: Any) -> dict[str, Any]:
 
 
 def test_types_limits_rules_and_missing_machinery_come_in_one_error() -> None:
-    found = problems_of(learning_rate=-1, seed="x", fp16=True, bf16=True, fsdp="full_shard")
-    assert set(found) == {"learning_rate", "seed", "fp16", "fsdp"}
+    found = problems_of(learning_rate=-1, seed="x", fp16=True, bf16=True, push_to_hub=True)
+    assert set(found) == {"learning_rate", "seed", "fp16", "push_to_hub"}
 
 
 def test_unknown_options_come_with_all_other_problems() -> None:

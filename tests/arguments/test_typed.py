@@ -109,8 +109,8 @@ def test_what_is_no_value_of_an_option(options: dict[str, Any], said: str) -> No
     [np.array([1, 2]), np.array([]), np.float64(0.5), object()],
     ids=lambda value: type(value).__name__ + str(getattr(value, "shape", "")),
 )
-def test_objects_for_options_that_are_not_available_are_refused(value: Any) -> None:
-    with pytest.raises(NotAvailableError, match=r"^parallelism_config="):
+def test_objects_that_are_no_settings_are_refused(value: Any) -> None:
+    with pytest.raises(OptionError, match=r"^parallelism_config=.*not dict; give dict"):
         TrainingArguments("out", parallelism_config=value)
 
 

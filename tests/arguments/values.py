@@ -21,6 +21,7 @@ OTHER_VALUES: dict[str, Any] = {
     "eval_steps": 0.25,
     "fsdp": "full_shard",
     "fsdp_config": {"version": 2},
+    "parallelism_config": {"dp_shard_size": 2},
     "gradient_checkpointing_kwargs": {"use_reentrant": False},
     "include_for_metrics": ["inputs", "loss"],
     "include_num_input_tokens_seen": "non_padding",

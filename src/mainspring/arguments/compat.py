@@ -36,6 +36,9 @@ class Behaviour:
         "over batch means, weighted by samples")
     cut_filling: bool = row(              True,   False,    False,
         "Samples that only fill up the last evaluation batch over processes stay out of the evaluation loss")
+    metric_once: bool = row(              True,   False,    False,
+        "Of several processes the main one calls `compute_metrics` and tells the others its answer, rather than each "
+        "calling it for itself")
     finite_evaluations: bool = row(       True,   True,     False,
         "`logging_nan_inf_filter` keeps NaN and infinite losses out of the evaluation loss too")
     loss_by_items: bool = row(            True,   True,     False,

@@ -51,6 +51,7 @@ class Construction(ABCMeta):
         if not instance.__dict__.get("_ready"):
             instance._complete()
         instance._note_end_of_construction()
+        instance._heed_launcher()
         return instance
 
     @property

@@ -6,7 +6,12 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from mainspring.arguments import launchers
+from mainspring.arguments.fsdp_config import said_by_options, taken_over
+from mainspring.arguments.fsdp_launcher import ASKS as ASKS_FOR_FSDP
+from mainspring.arguments.parallel_sizes import ASKS as ASKS_FOR_SIZES, parallel_sizes
 from mainspring.arguments.typed import truth
+from mainspring.errors import OptionError
 
 if TYPE_CHECKING:
     from mainspring.arguments.training_arguments import TrainingArguments
@@ -33,6 +38,8 @@ def decided_by_environment(args: TrainingArguments) -> Iterator[Decided]:
     yield from _precision(args)
     yield from _device(args)
     yield from _processes(args)
+    yield from _sharding(args)
+    yield from _sizes(args)
     if level := os.environ.get("MAINSPRING_VERBOSITY"):
         yield Decided("the library's log level", level, "MAINSPRING_VERBOSITY")
 
@@ -55,12 +62,40 @@ def _device(args: TrainingArguments) -> Iterator[Decided]:
 
 
 def _processes(args: TrainingArguments) -> Iterator[Decided]:
+    translated = launchers.torch_words(os.environ)
     for name, variable in (
         ("world_size", "WORLD_SIZE"),
         ("process_index", "RANK"),
         ("local_process_index", "LOCAL_RANK"),
     ):
-        if said := os.environ.get(variable):
+        if said := translated.get(variable) or os.environ.get(variable):
             number = int(said) if said.isdecimal() else said
             loses = variable == "LOCAL_RANK" and args.local_rank not in (-1, number)
-            yield Decided(name, number, variable, f"wins over local_rank={args.local_rank}" if loses else "")
+            note = f"wins over local_rank={args.local_rank}" if loses else ""
+            yield Decided(name, number, "SLURM or MPI" if variable in translated else variable, note)
+
+
+def _sharding(args: TrainingArguments) -> Iterator[Decided]:
+    try:
+        asked, settings = said_by_options(args.fsdp, args.fsdp_config)
+    except OptionError:
+        return  # and that is said of the option
+    taken, problems = taken_over(asked, settings)
+    if taken is not None and asked is None:
+        yield Decided("fsdp", True, ASKS_FOR_FSDP)
+    for name, said in (taken or {}).items():
+        yield Decided(f"fsdp_config[{name!r}]", said.value, said.variable)
+    for problem in problems:
+        yield Decided(problem.option, problem.value, ASKS_FOR_FSDP, f"cannot be: {problem.why}; {problem.fix}")
+
+
+def _sizes(args: TrainingArguments) -> Iterator[Decided]:
+    try:
+        sizes = parallel_sizes(args)
+    except OptionError as error:
+        for problem in error.problems:
+            note = f"cannot be: {problem.why}; {problem.fix}"
+            yield Decided(problem.option, problem.value, ASKS_FOR_SIZES, note)
+        return
+    if sizes is not None and args.parallelism_config is None:
+        yield Decided("parallelism_config", sizes.to_dict(), ASKS_FOR_SIZES)

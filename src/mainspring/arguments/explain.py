@@ -85,7 +85,7 @@ def no_options(cls: type[TrainingArguments], names: Iterable[str]) -> Iterator[s
 
 
 def _options(args: TrainingArguments) -> Iterator[Row]:
-    usual, notes = vars(_our_class(type(args))()), _notes(args)
+    usual, notes = _usual(_our_class(type(args))), _notes(args)
     values = TrainingArguments.to_dict(args)
     for title, fields in groups_of(type(args)).items():
         for name in (field.name for field in fields):
@@ -108,6 +108,14 @@ def _environment(args: TrainingArguments) -> Iterator[Row]:
         notes = (decided.note,) if decided.note else ()
         source = f"environment {decided.variable}"
         yield Row(ENVIRONMENT, decided.name, decided.value, source, notes, usual=False)
+
+
+def _usual(cls: Any) -> dict[str, Any]:
+    """The options of arguments for which nobody gave anything; they are not made for a run, and launchers not heeded."""
+    instance = cls.__new__(cls)
+    instance.__init__()
+    options: dict[str, Any] = vars(instance)
+    return options
 
 
 def _our_class(cls: type[TrainingArguments]) -> type[TrainingArguments]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mainspring.arguments.enums import FSDPOption
+from mainspring.arguments.fsdp_keys import name_of
 from mainspring.arguments.translations import Options, Settled, settings_of
 from mainspring.arguments.typed import truth
 from mainspring.errors import Problem, did_you_mean
@@ -39,12 +40,14 @@ def put_words(words: list[str], options: Options, settled: Settled) -> Problem |
     config, problem = settings_of("fsdp_config", options, settled)
     if problem is not None:
         return problem
+    settings = {name_of(key): value for key, value in config.items()}
     said: dict[str, Any] = {"cpu_offload": True} if FSDPOption.OFFLOAD in words else {}
     for strategy in strategies:
-        first_version = config.get("version") in (1, "1")
+        first_version = settings.get("version") in (1, "1")
         if not first_version and strategy not in _RESHARD:
             why = f"{strategy.value!r} belongs to the first version of FSDP"
             return Problem("fsdp", options["fsdp"], why, "use fsdp=True, or give fsdp_config={'version': 1}")
         said["reshard_after_forward"] = strategy.value if first_version else _RESHARD[strategy]
-    options["fsdp"], options["fsdp_config"] = True, {**said, **config}
+    added = {name: value for name, value in said.items() if name not in settings}
+    options["fsdp"], options["fsdp_config"] = True, {**added, **config}
     return None

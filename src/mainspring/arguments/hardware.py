@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from mainspring.arguments.accelerator_config import AcceleratorConfig
+from mainspring.arguments.fsdp_keys import read_settings
 from mainspring.arguments.option import fits_generators, option, positive, seconds
+from mainspring.arguments.parallel_sizes import read_sizes
 
 
 @dataclass(kw_only=True)
@@ -24,7 +26,12 @@ class HardwareArguments:
         json=True,
         record=AcceleratorConfig,
     )
-    parallelism_config: Any = option(None, "Accelerate's ParallelismConfig.")
+    parallelism_config: Any = option(
+        None,
+        "Into how many parts processes divide data, model and sequences: Accelerate's ParallelismConfig, or its sizes.",
+        json=True,
+        reader=read_sizes,
+    )
     ddp_find_unused_parameters: bool | None = option(
         None, "Look for parameters without gradients; default: unless a transformers model recomputes activations."
     )
@@ -32,11 +39,11 @@ class HardwareArguments:
     ddp_broadcast_buffers: bool | None = option(None, "Broadcast buffers at each forward pass.")
     ddp_static_graph: bool | None = option(None, "Promise that the graph never changes.")
     ddp_backend: str | None = option(
-        None, "Backend between processes.", choices=("nccl", "gloo", "mpi", "ccl", "hccl", "cncl", "mccl")
+        None, "Backend between processes.", choices=("nccl", "gloo", "mpi", "ccl", "xccl", "hccl", "cncl", "mccl")
     )
     ddp_timeout: int = option(1800, "Seconds after which a collective counts as failed.", check=seconds)
     fsdp: None | str | list[str] = option(  # noqa: RUF036 - parsers that read one type take the first after None
         None, "Shard the model over processes.", also=(bool,), words="*"
     )
-    fsdp_config: dict[str, Any] | str | None = option(None, "Settings of FSDP.", json=True)
+    fsdp_config: dict[str, Any] | str | None = option(None, "Settings of FSDP.", json=True, reader=read_settings)
     deepspeed: dict[str, Any] | str | None = option(None, "DeepSpeed's configuration.", json=True)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mainspring.arguments import fsdp_launcher
 from mainspring.arguments.docstring import default_of
 from mainspring.arguments.masking import shown
 from mainspring.errors import Problem
@@ -152,6 +153,13 @@ def _no_device_cache(a: TrainingArguments) -> str | None:
     return "use_cpu=True, and the CPU has no such cache" if a.use_cpu else None
 
 
+def _nothing_is_sharded(a: TrainingArguments) -> str | None:
+    """Nobody asks for FSDP: neither `fsdp` nor the launcher."""
+    settings = a.fsdp_config if isinstance(a.fsdp_config, dict) else {}
+    says_something = any(settings.values())  # 4.37 always saved the defaults of four settings
+    return "fsdp is not set" if says_something and not a.fsdp and not fsdp_launcher.asks() else None
+
+
 def _no_items(a: TrainingArguments) -> str | None:
     """4.37 counts no items: every loss is a mean."""
     return "compat='4.37' counts no items: every loss is a mean" if a.compat == "4.37" else None
@@ -206,6 +214,7 @@ IDLE: tuple[Idle, ...] = (
     Idle(("eval_delay",), _nothing_is_evaluated, "set eval_strategy='steps' or 'epoch', or leave it out"),
     Idle(("metric_for_best_model",), _nothing_is_compared, "set eval_strategy='steps' or 'epoch', or leave it out"),
     Idle(("greater_is_better",), _no_metric, "name the metric, or leave it out"),
+    Idle(("fsdp_config",), _nothing_is_sharded, "set fsdp=True, or leave it out"),
     Idle(("average_tokens_across_devices",), _no_items, "leave it out"),
     Idle(("eval_loss_reduction",), _no_items_in_evaluations, "leave it out, or choose another compat"),
     Idle(("length_column_name",), _no_lengths, "set train_sampling_strategy='group_by_length', or leave it out"),

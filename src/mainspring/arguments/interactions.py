@@ -40,7 +40,12 @@ def options_read(function: Callable[..., Any]) -> frozenset[str]:
     That is by `a.name`, by `getattr(a, "name", ...)` or `a._was_given("name")`, or in `another_function(a)`.
     """
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-    found = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    argument = next(iter(inspect.signature(function).parameters))
+    found = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == argument
+    }
     for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args):
         if isinstance(call.func, ast.Attribute) and call.func.attr == "_was_given":
             found.add(ast.literal_eval(call.args[0]))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from mainspring.arguments import runtime
+from mainspring.arguments import runtime, sagemaker
 from mainspring.arguments.accelerator_config import settings_of
 from mainspring.arguments.enums import ParallelMode
 from mainspring.arguments.hardware import HardwareArguments
@@ -28,12 +29,14 @@ BETWEEN_PROCESSES = (
     "ddp_bucket_cap_mb",
     "ddp_broadcast_buffers",
     "ddp_static_graph",
+    "ddp_comm_hook",
     "ddp_backend",
     "ddp_timeout",
     "average_tokens_across_devices",
     "local_rank",
     "log_level_replica",
     "log_on_each_node",
+    "save_on_each_node",
 )
 """Options that only act between processes, or on those that are not the first."""
 
@@ -44,16 +47,28 @@ class MachineProperties(SavingArguments, LoggingArguments, HardwareArguments, Pr
     @property
     def _place(self) -> runtime.Place:
         place: runtime.Place | None = self.__dict__.get("_found_place")
-        if place is None:
+        if place is None or place.found_by != os.getpid():
             place = runtime.find_place(**self._wanted_place())
-            runtime.check_precision(mixed_precision=self.mixed_precision, tf32=self.tf32, device_type=place.device.type)
+            runtime.check_precision(
+                mixed_precision=self.mixed_precision,
+                tf32=self.tf32,
+                device_type=place.device.type,
+                by_launcher=not (self.bf16 or self.fp16),
+            )
             # Compiled float32 gains by TF32; with float16 it would only cost exactness.
             by_itself = True if self.torch_compile and (self.bf16 or not self.fp16) else None
             runtime.apply_tf32(by_itself if self.tf32 is None else self.tf32, place.device.type)
             self.__dict__["_found_place"] = place
             if place.world_size == 1:
                 self._say_what_only_several_processes_use()
+            self._say_that_the_launcher_compiles_nothing()
         return place
+
+    def _say_that_the_launcher_compiles_nothing(self) -> None:
+        backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no")
+        if backend.lower() != "no" and not self.torch_compile:
+            advice = f"set torch_compile=True and torch_compile_backend={backend.lower()!r} to compile the model"
+            warn(f"ACCELERATE_DYNAMO_BACKEND={backend}: has no effect; {advice}", UserWarning)
 
     def _say_what_only_several_processes_use(self) -> None:
         """One warning, and only now: a script that sets these may as well have been started as several processes."""
@@ -89,13 +104,22 @@ class MachineProperties(SavingArguments, LoggingArguments, HardwareArguments, Pr
 
     @property
     def n_gpu(self) -> int:
-        """GPUs that this process drives: 1, or 0 on the CPU."""
-        return 0 if self.device.type == "cpu" else 1
+        """GPUs that this process drives: 1 of several processes, all that are visible of one alone, 0 on the CPU."""
+        return self._place.devices
+
+    def _drive_one_device(self) -> None:
+        """Leave the other GPUs alone: the model itself lies on several."""
+        self.__dict__["_found_place"] = replace(self._place, devices=min(1, self._place.devices))
 
     @property
     def parallel_mode(self) -> ParallelMode:
-        """Whether several processes train together."""
-        return ParallelMode.DISTRIBUTED if self.world_size > 1 else ParallelMode.NOT_PARALLEL
+        """Whether several processes train together, or one drives several GPUs."""
+        if self.device.type == "xla":
+            return ParallelMode.TPU
+        if self.world_size > 1:
+            by_sagemaker = sagemaker.asks_for_data_parallel(os.environ)
+            return ParallelMode.SAGEMAKER_DATA_PARALLEL if by_sagemaker else ParallelMode.DISTRIBUTED
+        return ParallelMode.NOT_DISTRIBUTED if self.n_gpu > 1 else ParallelMode.NOT_PARALLEL
 
     @property
     def world_size(self) -> int:
@@ -171,7 +195,9 @@ class MachineProperties(SavingArguments, LoggingArguments, HardwareArguments, Pr
         if not is_first:
             place = "on its machine" if local else "of all"
             logger.debug("process %d waits for the first %s to finish: %s", state.process_index, place, desc)
-        with state.local_main_process_first() if local else state.main_process_first():
+        first = state.local_main_process_first() if local else state.main_process_first()
+        phase = f"main_process_first ({desc})"
+        with runtime.named_loss(phase, state.process_index, state.num_processes, self.ddp_timeout), first:
             yield
             if is_first and state.num_processes > 1:
                 logger.debug("process %d has finished, and lets the others go on: %s", state.process_index, desc)

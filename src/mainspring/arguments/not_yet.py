@@ -21,7 +21,6 @@ OPTIONS: frozenset[str] = frozenset(
         "trackio_static_space_id",
         "skip_memory_metrics",
         "debug",
-        "save_on_each_node",
         "push_to_hub",
         "hub_token",
         "hub_private_repo",
@@ -29,9 +28,6 @@ OPTIONS: frozenset[str] = frozenset(
         "hub_strategy",
         "hub_always_push",
         "hub_revision",
-        "parallelism_config",
-        "fsdp",
-        "fsdp_config",
         "deepspeed",
     }
 )
@@ -65,8 +61,6 @@ def problem(name: str, value: Any, default: Any) -> Problem | None:
     if name in OPTIONS:
         if _is_plain(value) and (value == default or (_is_empty(value) and _is_empty(default))):
             return None
-        if name == "fsdp_config" and isinstance(value, dict) and all(_is_plain(v) and not v for v in value.values()):
-            return None  # only spells out defaults, as in options that 4.37 saved
         return Problem(name, shown(name, value), "this option is not available yet", "leave it out")
     if name in AVAILABLE and value not in AVAILABLE[name]:
         return Problem(

@@ -10,8 +10,13 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any
 
+from mainspring.errors import Problem
+
 Check = Callable[[Any], str | None]
 """Returns a sentence saying what is wrong with a value, or None."""
+
+Reader = Callable[[str, Any], tuple[Any, list[Problem]]]
+"""Given the option's name and a value, returns what it means, and what is wrong with it."""
 
 
 def option(
@@ -23,6 +28,7 @@ def option(
     choices: type[Enum] | Sequence[str] | None = None,
     json: bool = False,
     record: type | None = None,
+    reader: Reader | None = None,
     none: Any = dataclasses.MISSING,
     secret: bool = False,
     shown: str | None = None,
@@ -40,6 +46,7 @@ def option(
         choices: The values it may have: an enumeration (values are turned into its members) or names.
         json: Whether JSON text, or the path of a JSON file, may stand for a mapping.
         record: A dataclass that such a mapping is read into.
+        reader: Reads such a mapping itself.
         none: What None stands for, where it is no value of its own.
         secret: Whether to keep it out of printed forms.
         shown: What documentation says of the default, where it depends on the installation.
@@ -49,7 +56,15 @@ def option(
         keyword: Whether it is keyword-only whatever its class says.
     """
     declared = _Declaration(
-        help=help, check=check, choices=choices, json=json, record=record, none=none, shown=shown, also=also
+        help=help,
+        check=check,
+        choices=choices,
+        json=json,
+        record=record,
+        reader=reader,
+        none=none,
+        shown=shown,
+        also=also,
     )
     if words is not None:
         declared["nargs"] = words

@@ -67,6 +67,11 @@ class OwnArguments:
         "Whose numbers: none, the right ones; 5, the newest reference's to the letter; 4.37, that generation's.",
         choices=COMPAT,
     )
+    ddp_comm_hook: str | None = option(
+        None,
+        "How gradients travel between processes: fp16 or bf16, rounded; powersgd, as products of small matrices.",
+        choices=("fp16", "bf16", "powersgd"),
+    )
     eval_loss_reduction: str = option(
         "auto",
         "Evaluation loss: token, a mean over label tokens; batch_mean, a mean of batch means; auto, token unless compat.",

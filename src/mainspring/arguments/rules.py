@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from mainspring.arguments.accelerator_config import problems_of, settings_of
 from mainspring.arguments.compat import installed_services
+from mainspring.arguments.fsdp_rules import FSDP_NOTICES, FSDP_RULES
 from mainspring.arguments.idle import NO_WARMUP
+from mainspring.arguments.parallel_sizes import a_way_that_nobody_takes
 from mainspring.errors import Problem
 
 if TYPE_CHECKING:
@@ -175,10 +177,10 @@ def known_token_counts(a: TrainingArguments) -> Problem | None:
 
 def stopping_needs_full_checkpoints(a: TrainingArguments) -> Problem | None:
     """A run that is stopped is meant to go on."""
-    for name in ("max_time", "enable_jit_checkpoint"):
-        if a.save_only_model and getattr(a, name):
+    for name, value in (("max_time", a.max_time), ("enable_jit_checkpoint", a.enable_jit_checkpoint)):
+        if a.save_only_model and value:
             why = "save_only_model is set, and a model alone cannot be resumed from"
-            return Problem(name, getattr(a, name), why, "leave one of the two out")
+            return Problem(name, value, why, "leave one of the two out")
     return None
 
 
@@ -246,6 +248,7 @@ RULES: tuple[Rule, ...] = (
     one_order,
     packing_chooses_the_order,
     known_keywords_of_accumulation,
+    *FSDP_RULES,
 )
 
 
@@ -315,5 +318,7 @@ NOTICES: tuple[Rule, ...] = (
     saves_never_come,
     installed_services_are_not_told,
     the_loop_says_when_to_step,
+    *FSDP_NOTICES,
+    a_way_that_nobody_takes,
 )
 """What is worth a warning, besides options that have no effect (`idle`)."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from mainspring.arguments import launchers, sagemaker
 from mainspring.arguments.spellings import warn
 from mainspring.arguments.typed import truth
-from mainspring.errors import OptionError, Problem
+from mainspring.errors import OptionError, Problem, ProcessesError, between_processes
 
 if TYPE_CHECKING:
     import torch
@@ -29,12 +32,16 @@ class Place:
         world_size: Number of processes.
         rank: Index of this one among all.
         local_rank: Index of this one on its machine.
+        devices: Accelerators that this process drives, 0 on the CPU.
+        found_by: Number of the process that looked it up. A copy of that process has a place of its own.
     """
 
     device: torch.device
     world_size: int
     rank: int
     local_rank: int
+    devices: int = 1
+    found_by: int = field(default_factory=os.getpid)
 
 
 def find_place(
@@ -44,9 +51,20 @@ def find_place(
     state = processes(
         use_cpu=use_cpu, backend=backend, timeout_s=timeout_s, local_rank=local_rank, configured=configured
     )
-    if state.device.type == "cuda" and "LOCAL_RANK" not in os.environ:
-        _say_that_gpus_are_idle()
-    return Place(_with_index(state.device), state.num_processes, state.process_index, state.local_process_index)
+    place = _with_index(state.device), state.num_processes, state.process_index, state.local_process_index
+    return Place(*place, _driven(state.device.type))
+
+
+def _driven(kind: str) -> int:
+    """How many accelerators this process drives: where no launcher gave it its own, all GPUs that it sees."""
+    import torch
+
+    if kind != "cuda" or "LOCAL_RANK" in os.environ:
+        return 0 if kind == "cpu" else 1
+    count = torch.cuda.device_count()
+    if count > 1:
+        _say_that_gpus_share_batches(count)
+    return max(1, count)
 
 
 def _with_index(device: torch.device) -> torch.device:
@@ -58,12 +76,12 @@ def _with_index(device: torch.device) -> torch.device:
 
 
 @functools.cache
-def _say_that_gpus_are_idle() -> None:
-    import torch
-
-    count = torch.cuda.device_count()
-    if count > 1:
-        warn(f"{count} GPUs are visible and one is used: start with torchrun --nproc_per_node {count}", UserWarning)
+def _say_that_gpus_share_batches(count: int) -> None:
+    warn(
+        f"{count} GPUs are visible to one process, which divides batches of {count} times per_device_train_batch_size "
+        f"among them (DataParallel): torchrun --nproc_per_node {count} is faster, and CUDA_VISIBLE_DEVICES=0 uses one",
+        UserWarning,
+    )
 
 
 def processes(
@@ -82,7 +100,7 @@ def processes(
         OptionError: A state that was made before is to be taken, and there is none.
         RuntimeError: The world that came about is not the one that was asked for.
     """
-    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    asked = _asked()
     state = _configured() if configured else _formed(asked, use_cpu, backend, timeout_s, local_rank)
     if asked > 1 and state.num_processes != asked:
         raise RuntimeError(
@@ -90,6 +108,24 @@ def processes(
             "would run as separate jobs that each report success; start it with torchrun"
         )
     return state
+
+
+def _asked() -> int:
+    """How many processes the launcher of this one started. What it says in other words than torch's is translated."""
+    launchers.refuse_what_no_engine_does(os.environ)
+    sagemaker.refuse(os.environ)
+    os.environ.update(launchers.torch_words(os.environ))
+    launchers.refuse_one_of_several(os.environ)
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        _say_that_tasks_are_idle()
+    return size
+
+
+@functools.cache
+def _say_that_tasks_are_idle() -> None:
+    if sentence := launchers.left_alone(os.environ):
+        warn(sentence, UserWarning)
 
 
 def _configured() -> PartialState:
@@ -115,11 +151,47 @@ def _formed(asked: int, use_cpu: bool, backend: str | None, timeout_s: int, loca
             os.environ.setdefault("LOCAL_RANK", str(local_rank))
         if backend is not None or cpu:
             keywords["backend"] = backend or "gloo"  # a torch that was built with MPI would take that
+        if sagemaker.asks_for_data_parallel(os.environ):
+            keywords["_use_sagemaker_dp"] = True
+    place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     try:
-        return PartialState(cpu=cpu, **keywords)
+        with named_loss(f"the start, at {place}", os.environ.get("RANK", "0"), asked, timeout_s, _hint_for_agents()):
+            return PartialState(cpu=cpu, **keywords)
     except BaseException:
         PartialState._reset_state()  # what it had noted before it failed would pass for a state
         raise
+
+
+@contextlib.contextmanager
+def named_loss(phase: str, rank: int | str, processes: int, timeout_s: int, hint: str = "") -> Iterator[None]:
+    """Make of torch's own error between processes one that names the rank and the phase.
+
+    Args:
+        phase: What the body does.
+        rank: Of this process.
+        processes: How many there are.
+        timeout_s: Seconds after which a collective counts as failed.
+        hint: What may help.
+
+    Raises:
+        ProcessesError: The others were lost, or never came.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not between_processes(error):
+            raise
+        lost = f"rank {rank} of {processes} lost the other processes in {phase} (ddp_timeout={timeout_s:g} s)"
+        raise ProcessesError(f"{lost}: {error}{hint}", phase) from error
+
+
+def _hint_for_agents() -> str:
+    """In a store that all agents share, the starts of a job are told apart by how often each agent has restarted."""
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+    if not (shared and restarts and int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1):
+        return ""
+    return "; jobs of several nodes that restart need TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in torchrun's environment"
 
 
 def _fits(state: PartialState, cpu: bool, asked: int) -> bool:
@@ -154,24 +226,32 @@ def _has_accelerator() -> bool:
     return any(hasattr(torch, kind) and getattr(torch, kind).is_available() for kind in ("xpu", "npu"))
 
 
-def check_precision(*, mixed_precision: str, tf32: bool | None, device_type: str) -> None:
+def check_precision(*, mixed_precision: str, tf32: bool | None, device_type: str, by_launcher: bool = False) -> None:
     """Refuse a number format that the device does not have.
 
     Args:
-        mixed_precision: "bf16", "fp16" or "no".
+        mixed_precision: "bf16", "fp16" or "no"; a launcher may ask for others, which are refused.
         tf32: Whether TF32 was asked for.
         device_type: Such as "cpu" or "cuda".
+        by_launcher: Whether a launcher has chosen `mixed_precision`, which no option then says.
 
     Raises:
-        OptionError: Naming the option and the device.
+        OptionError: Naming the option, or the launcher's variable, and the device.
     """
     import torch
 
     problems = []
+    variable = "ACCELERATE_MIXED_PRECISION"
+    named: tuple[str, Any] = (variable, mixed_precision) if by_launcher else (mixed_precision, True)
+    if mixed_precision not in ("no", "bf16", "fp16"):
+        why = "runs compute in float32, bf16 or fp16"
+        problems.append(Problem(variable, mixed_precision, why, "launch with no, bf16 or fp16"))
     if mixed_precision == "fp16" and device_type == "cpu":
-        problems.append(Problem("fp16", True, "needs a GPU, and this run is on the CPU", "use bf16=True"))
+        fix = "launch with bf16" if by_launcher else "use bf16=True"
+        problems.append(Problem(*named, "needs a GPU, and this run is on the CPU", fix))
     if mixed_precision == "bf16" and device_type == "cuda" and not torch.cuda.is_bf16_supported():
-        problems.append(Problem("bf16", True, "this GPU has no bfloat16", "use fp16=True"))
+        fix = "launch with fp16" if by_launcher else "use fp16=True"
+        problems.append(Problem(*named, "this GPU has no bfloat16", fix))
     if tf32 and not has_tf32(device_type):
         where = "this GPU" if device_type == "cuda" else device_type
         problems.append(Problem("tf32", True, f"{where} has no TF32", "leave it out"))

@@ -48,7 +48,7 @@ WITHOUT_EFFECT: dict[str, str] = {
     "use_mps_device": "an MPS device is found by itself",
     "ray_scope": "set the environment variable RAY_SCOPE",
     "logging_dir": "set the environment variable TENSORBOARD_LOGGING_DIR",
-    "_n_gpu": "one process drives one device",
+    "_n_gpu": "one process that no launcher started drives all GPUs that CUDA_VISIBLE_DEVICES shows it",
     "use_legacy_prediction_loop": "there is one evaluation loop",
 }
 """Older options whose meaning is gone or is the default now; setting one is accepted, said, and changes nothing.
@@ -58,8 +58,8 @@ REFUSED: dict[str, str] = {
     "sharded_ddp": "use fsdp=True",
     "jit_mode_eval": "use torch_compile=True",
     "use_ipex": "use torch_compile=True",
-    "mp_parameters": "SageMaker's model parallelism is not available yet",
-    "tpu_num_cores": "TPUs are not available yet",
+    "mp_parameters": "SageMaker's model parallelism is not available; use fsdp=True",
+    "tpu_num_cores": "start one process for each TPU, as torch_xla's own launcher does",
 }
 """Older options that cannot be served; their inert values are accepted."""
 

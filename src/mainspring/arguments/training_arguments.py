@@ -20,13 +20,15 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, TextIO
 
-from mainspring.arguments import not_yet
+from mainspring.arguments import fsdp_loading, launchers, not_yet
 from mainspring.arguments.accelerator_config import AcceleratorConfig, accumulated, settings_of
 from mainspring.arguments.compat import BEHAVIOURS, apply_older_defaults
 from mainspring.arguments.construction import Construction, takes_every_spelling
 from mainspring.arguments.data import DataArguments
 from mainspring.arguments.docstring import default_of
 from mainspring.arguments.evaluation import EvaluationArguments
+from mainspring.arguments.fsdp_config import fsdp_settings
+from mainspring.arguments.fsdp_keys import FILLED_IN
 from mainspring.arguments.hardware import HardwareArguments
 from mainspring.arguments.idle import idle_options
 from mainspring.arguments.logging import LoggingArguments
@@ -36,6 +38,7 @@ from mainspring.arguments.normalise import read, read_record
 from mainspring.arguments.optimizer import OptimizerArguments
 from mainspring.arguments.output import OutputArguments
 from mainspring.arguments.own import OwnArguments
+from mainspring.arguments.parallel_sizes import parallel_sizes
 from mainspring.arguments.precision import PrecisionArguments
 from mainspring.arguments.rules import NOTICES, broken_rules
 from mainspring.arguments.saving import HubArguments, SavingArguments
@@ -188,8 +191,8 @@ class TrainingArguments(
                 value = meta["none"]
             if isinstance(value, str) and value == mask_of(field.name):  # from saved options, which hold no tokens
                 value = None
-            if meta["record"] is not None:
-                values[field.name], found = read_record(field.name, value, kinds, meta["record"])
+            if meta["record"] is not None or meta["reader"] is not None:
+                values[field.name], found = _read_settings(field, value, kinds)
                 problems.extend(found)
                 continue
             value, problem = read(field.name, value, kinds, meta["choices"], meta["json"])
@@ -237,10 +240,41 @@ class TrainingArguments(
         steps = accumulated(settings_of(self.accelerator_config))
         if isinstance(steps, int) and steps > 1 and self.gradient_accumulation_steps == 1:
             self._derive("gradient_accumulation_steps", steps, "accelerator_config")
+        self._resolve_sharding()
         self._resolve_checkpointing()
         self._resolve_compilation()
         if self.disable_tqdm is None:
             self._derive("disable_tqdm", get_verbosity() > 30, "the library's log level")
+
+    def _resolve_sharding(self) -> None:
+        """Scripts look up some settings of FSDP without asking whether they were given."""
+        settings = self.fsdp_config or {}
+        if not self.fsdp or not isinstance(settings, Mapping):
+            return
+        filled = {**settings, **{name: value for name, value in FILLED_IN.items() if name not in settings}}
+        if settings:
+            vars(self)["fsdp_config"] = filled
+        else:
+            self._derive("fsdp_config", filled, "fsdp")
+
+    def _heed_launcher(self) -> None:
+        """Look for what a launcher says otherwise, and tell `from_pretrained`, which comes next, how to load.
+
+        That is the one thing beyond itself which constructing arguments touches, and only where FSDP is to load that
+        way: two environment variables, and the group of processes, without which `from_pretrained` ignores them. The
+        newest arguments decide: others put the variables back.
+
+        Raises:
+            OptionError: The launcher contradicts the options.
+        """
+        parallel_sizes(self)
+        sharding = fsdp_settings(self)
+        if sharding is None or not sharding.cpu_ram_efficient_loading:
+            fsdp_loading.withdraw()
+            return
+        fsdp_loading.announce()
+        if launchers.torch_words(os.environ) or os.environ.get("WORLD_SIZE", "1") != "1":
+            _ = self.distributed_state
 
     def _resolve_checkpointing(self) -> None:
         """The newer name wins where both are given."""
@@ -265,9 +299,7 @@ class TrainingArguments(
             not_yet.problem(field.name, getattr(self, field.name), field.default)
             for field, _ in _options_of(type(self))
         )
-        problems = [problem for problem in found if problem is not None]
-        refused = {problem.option for problem in problems}
-        return [p for p in problems if p.option != "fsdp_config" or "fsdp" not in refused]  # it goes with the other
+        return [problem for problem in found if problem is not None]
 
     def _refuse_unavailable(self) -> None:
         if problems := self._unavailable():
@@ -356,6 +388,15 @@ def _without_infinities(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_without_infinities(item) for item in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _read_settings(field: dataclasses.Field[Any], value: Any, kinds: frozenset[Any]) -> tuple[Any, list[Problem]]:
+    """The value of an option that holds settings, which may be wrong each for itself."""
+    reader = field.metadata["reader"]
+    if reader is None:
+        return read_record(field.name, value, kinds, field.metadata["record"])
+    found: tuple[Any, list[Problem]] = reader(field.name, value)
+    return found
 
 
 def _services(report_to: str | list[str] | None) -> list[str]:

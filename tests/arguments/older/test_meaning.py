@@ -151,7 +151,9 @@ def test_words_for_fsdp_are_said_once(tmp_path: Path) -> None:
     with pytest.warns(FutureWarning, match="fsdp in words is now fsdp=True") as caught:
         args = TrainingArguments("out", fsdp="full_shard auto_wrap", fsdp_config=str(file))
     assert len(caught) == 1
-    assert args.fsdp_config == {"reshard_after_forward": True, "fsdp_transformer_layer_cls_to_wrap": ["Layer"]}
+    filled_in = {"min_num_params": 0, "xla": False, "xla_fsdp_v2": False, "xla_fsdp_grad_ckpt": False}
+    words = {"reshard_after_forward": True, "transformer_layer_cls_to_wrap": ["Layer"]}
+    assert args.fsdp_config == {**words, **filled_in}
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
