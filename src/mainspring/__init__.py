@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         DefaultDataCollator,
         default_data_collator,
     )
+    from mainspring.launch.notebook import notebook_launcher
     from mainspring.metrics import (
         EvalPrediction,
     )
@@ -122,6 +123,7 @@ __all__ = [
     "get_scheduler",
     "get_wsd_schedule",
     "logging",
+    "notebook_launcher",
     "set_seed",
     "torch_distributed_zero_first",
 ]
@@ -159,6 +161,7 @@ _ROOMS: dict[str, tuple[str, ...]] = {
         "DefaultDataCollator",
         "default_data_collator",
     ),
+    "launch.notebook": ("notebook_launcher",),
     "metrics": ("EvalPrediction",),
     "processes": ("torch_distributed_zero_first",),
     "schedulers": (

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
 
 from torch import distributed
 
@@ -43,6 +45,28 @@ def torch_distributed_zero_first(local_rank: int) -> Iterator[None]:
     finally:
         if local_rank == 0:
             distributed.barrier()
+
+
+def limit_of_collectives() -> timedelta:
+    """After how long torch gives up a collective: `ddp_timeout`, or what a script gave when it formed the group."""
+    group: Any = distributed.distributed_c10d._get_default_group()
+    backend = group._get_backend(group._device_types[0])
+    known: timedelta | None = getattr(getattr(backend, "options", None), "_timeout", None)
+    return distributed.default_pg_timeout if known is None else known
+
+
+def side_channel(ranks: Sequence[int] | None = None) -> distributed.ProcessGroup:
+    """A group over gloo, beside the one of the gradients; every process of the run calls this.
+
+    Args:
+        ranks: Its members; None for all.
+    """
+    # Left to itself, torch gives every further group its own default of half an hour.
+    limit = limit_of_collectives()
+    group: distributed.ProcessGroup = distributed.new_group(
+        None if ranks is None else list(ranks), backend="gloo", timeout=limit
+    )
+    return group
 
 
 def _have_joined() -> bool:

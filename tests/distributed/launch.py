@@ -27,7 +27,7 @@ def torchrun(module: str, *arguments: str, processes: int = PROCESSES, timeout: 
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     done = subprocess.run(
         [*command, "-m", module, *arguments],
-        env=_environment(),
+        env=environment(),
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -62,7 +62,7 @@ def _alone_together(module: str, arguments: tuple[str, ...], machines: int, time
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
-            env={**_environment(), **world, **address, "RANK": str(rank)},
+            env={**environment(), **world, **address, "RANK": str(rank)},
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -78,6 +78,7 @@ def _alone_together(module: str, arguments: tuple[str, ...], machines: int, time
     return [(process.returncode, text) for process, text in zip(processes, printed, strict=True)]
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
+    """Of a worker of one thread."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}

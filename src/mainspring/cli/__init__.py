@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from mainspring import __version__
 from mainspring.cli.answer import Answer
 from mainspring.cli.checkpoints import add_commands
+from mainspring.cli.launch import add_command
 from mainspring.names import OPTIMIZER_NAMES, SCHEDULER_NAMES
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"mainspring: {error}", file=sys.stderr)
         return 2
     try:
-        print(answer.text)
+        if answer.text:
+            print(answer.text)
         sys.stdout.flush()
     except BrokenPipeError:  # `mainspring optimizers | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's own flush fails again
@@ -65,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--all", action="store_true", help="also show options that have their default values")
     explain.set_defaults(answer=_explanation)
     add_commands(commands)
+    add_command(commands)
     return parser
 
 

@@ -10,7 +10,7 @@ class Answer:
     """The answer of a command.
 
     Attributes:
-        text: What is printed, without the last line's end.
+        text: What is printed, without the last line's end; nothing where it is empty.
         status: The exit code.
     """
 
