@@ -42,6 +42,15 @@ def test_a_missing_trainer_state_is_named(checkpoint: Path) -> None:
     assert check_structure(checkpoint) == ["trainer_state.json is missing"]
 
 
+def test_shards_without_what_joins_them_are_named(checkpoint: Path) -> None:
+    """Torch writes it last."""
+    (checkpoint / "optimizer_0").mkdir()
+    (checkpoint / "optimizer_0" / "__0_0.distcp").write_bytes(b"")
+    assert check_structure(checkpoint) == ["optimizer_0 holds shards, but no .metadata: it was not written to its end"]
+    (checkpoint / "optimizer_0" / ".metadata").write_bytes(b"")
+    assert check_structure(checkpoint) == []
+
+
 @pytest.mark.parametrize("files", [(), ("optimizer.pt",), ("optimizer.bin", "training_args.bin")])
 def test_a_folder_without_weights_is_named(tmp_path: Path, files: tuple[str, ...]) -> None:
     (tmp_path / "trainer_state.json").write_text('{"global_step": 2}')
@@ -50,7 +59,7 @@ def test_a_folder_without_weights_is_named(tmp_path: Path, files: tuple[str, ...
     assert check_structure(tmp_path) == ["it holds no weights"]
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model_fsdp_0/__0_0.distcp", "global_step2/states.pt"])
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model_fsdp_0/state.pt", "global_step2/states.pt"])
 def test_weights_have_many_names(tmp_path: Path, name: str) -> None:
     (tmp_path / "trainer_state.json").write_text('{"global_step": 2}')
     (tmp_path / name).parent.mkdir(exist_ok=True)

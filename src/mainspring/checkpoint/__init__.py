@@ -14,6 +14,7 @@ Nothing in one is ever executed: tensors are safetensors, facts are JSON, and wh
 | `absorb` | what does it take over from the folder that has its name? |
 | `aside` | what is kept, but no checkpoint any more? |
 | `saver` | how do the processes of a run write one together, and what if they cannot? |
+| `together` | what do those processes ask of each other, and whose disk is whose? |
 | `background` | how is one written while training goes on? |
 | `deferral` | which writes wait for that? |
 | `snapshot` | how is the state kept until then? |
@@ -21,7 +22,10 @@ Nothing in one is ever executed: tensors are safetensors, facts are JSON, and wh
 | `space` | does it fit on the disk? |
 | `weights` | how do a model's weights get in and out? |
 | `adapters` | how do those of PEFT's adapters? |
+| `optimizer_files` | in which of them is the optimizer's? |
 | `torch_files` | how do optimizer, scheduler, scaler and random states? |
+| `random_states` | how do those fit another number of processes? |
+| `sharded/` | how are states written that lie in shards over the processes, and read by any number of them? |
 | `contents` | which files count? |
 | `structure` | why can a folder without a manifest not be resumed from? |
 | `ended` | had a run that was stopped come to its end? |
@@ -74,6 +78,7 @@ from mainspring.checkpoint.names import (
     CONFIG_NAME,
     DATA_POSITION_NAME,
     FSDP_MODEL_NAME,
+    FSDP_WEIGHTS_NAME,
     GENERATION_CONFIG_NAME,
     MANIFEST_NAME,
     OPTIMIZER_NAME,
@@ -84,23 +89,29 @@ from mainspring.checkpoint.names import (
     SAFE_WEIGHTS_NAME,
     SCALER_NAME,
     SCHEDULER_NAME,
+    SHARDED_MODEL_FOLDER,
+    SHARDED_OPTIMIZER_FOLDER,
     TRAINER_STATE_NAME,
     TRAINING_ARGS_JSON,
     TRAINING_ARGS_NAME,
     WEIGHTS_INDEX_NAME,
     WEIGHTS_NAME,
+    comm_hook_name,
     data_position_name,
     rng_state_name,
 )
 from mainspring.checkpoint.pickles import dangerous_globals, refuse, scan_folder
-from mainspring.checkpoint.resolve import resolve
+from mainspring.checkpoint.resolve import resolve, resolve_together
 from mainspring.checkpoint.search import Search, newest_first, newest_valid, quarantine
 from mainspring.checkpoint.staging import Stage, clean_stages, staged
 from mainspring.checkpoint.structure import check_structure
+from mainspring.checkpoint.together import Disk, DiskPerMachine, OneDisk, by_writers, in_any_case
 from mainspring.errors import CheckpointError
 
 if TYPE_CHECKING:
     from mainspring.checkpoint.background import BackgroundWriter, Finished
+    from mainspring.checkpoint.optimizer_files import load_optimizer
+    from mainspring.checkpoint.random_states import restore_random_states
     from mainspring.checkpoint.saver import Saver
     from mainspring.checkpoint.space import check_space, estimate_bytes
     from mainspring.checkpoint.torch_files import load_torch, save_torch
@@ -115,6 +126,7 @@ __all__ = [
     "DATA_POSITION_NAME",
     "ENDED_NAME",
     "FSDP_MODEL_NAME",
+    "FSDP_WEIGHTS_NAME",
     "GENERATION_CONFIG_NAME",
     "LOCK_NAME",
     "MANIFEST_NAME",
@@ -126,6 +138,8 @@ __all__ = [
     "SAFE_WEIGHTS_NAME",
     "SCALER_NAME",
     "SCHEDULER_NAME",
+    "SHARDED_MODEL_FOLDER",
+    "SHARDED_OPTIMIZER_FOLDER",
     "TRAINER_STATE_NAME",
     "TRAINING_ARGS_JSON",
     "TRAINING_ARGS_NAME",
@@ -134,6 +148,8 @@ __all__ = [
     "BackgroundWriter",
     "CheckpointError",
     "Contents",
+    "Disk",
+    "DiskPerMachine",
     "Drift",
     "Facts",
     "FileRecord",
@@ -141,9 +157,11 @@ __all__ = [
     "LoadReport",
     "Manifest",
     "NewerManifestError",
+    "OneDisk",
     "Saver",
     "Search",
     "Stage",
+    "by_writers",
     "check_sizes",
     "check_space",
     "check_structure",
@@ -151,13 +169,16 @@ __all__ = [
     "checkpoint_step",
     "checkpoints_of_run",
     "clean_stages",
+    "comm_hook_name",
     "dangerous_globals",
     "data_position_name",
     "drift",
     "estimate_bytes",
     "get_last_checkpoint",
     "has_ended",
+    "in_any_case",
     "library_versions",
+    "load_optimizer",
     "load_torch",
     "load_weights",
     "locked",
@@ -172,6 +193,8 @@ __all__ = [
     "remove_checkpoint",
     "reseal",
     "resolve",
+    "resolve_together",
+    "restore_random_states",
     "rng_state_name",
     "rotate_checkpoints",
     "save_model",
@@ -191,8 +214,10 @@ _WITH_TORCH = {
     "Saver": "saver",
     "check_space": "space",
     "estimate_bytes": "space",
+    "load_optimizer": "optimizer_files",
     "load_torch": "torch_files",
     "load_weights": "weights",
+    "restore_random_states": "random_states",
     "save_model": "weights",
     "save_torch": "torch_files",
 }

@@ -11,6 +11,9 @@
 
 What is written inside `staged` by other means is written at once, into the same stage. The thread then writes the rest,
 flushes all of it and puts the checkpoint in place. It is no daemon: the interpreter waits for it before it ends.
+
+Of several processes each writes its own files in a thread. The threads meet before the checkpoint is put in place, once
+every one has written, and afterwards, so that all processes come to know how it ended.
 """
 
 from __future__ import annotations
@@ -22,11 +25,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from mainspring.checkpoint.deferral import Job, deferred
+from mainspring.checkpoint.deferral import Job, SharedJob, deferred
 from mainspring.checkpoint.snapshot import HostCopies
 from mainspring.checkpoint.staging import Stage
+from mainspring.checkpoint.together import Channel, agreed
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +60,13 @@ class BackgroundWriter:
     until `close`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, channel: Channel | None = None) -> None:
+        """Make a writer.
+
+        Args:
+            channel: Between the threads of several processes, each of which has a writer and saves when the others do.
+        """
+        self._channel = channel
         self._copies = HostCopies()
         self._running: _Save | None = None
         self._finished: list[Finished] = []
@@ -91,6 +102,20 @@ class BackgroundWriter:
             raise
         self.submit(stage, jobs, commit, began)
 
+    @contextmanager
+    def joined(self, folder: str | os.PathLike[str]) -> Iterator[None]:
+        """`staged` for a process whose files go into another's stage; that one puts them in place.
+
+        Args:
+            folder: The final place.
+        """
+        began = time.perf_counter()
+        self._wait()
+        self._copies.recycle()
+        with deferred(self._copies.copy) as jobs:
+            yield
+        self._begin(_Save(Path(folder), jobs, None, self._channel, began))
+
     def submit(
         self,
         stage: Stage,
@@ -112,13 +137,16 @@ class BackgroundWriter:
         except BaseException:
             stage.drop()
             raise
-        self._running = _Save(stage, jobs, commit, began)
+        self._begin(_Save(stage.target, jobs, _Commit(stage, commit), self._channel, began))
+
+    def _begin(self, save: _Save) -> None:
+        self._running = save
         try:
-            self._running.start()
-        except BaseException:
-            if self._running.withdraw():
+            save.start()
+        except BaseException as error:
+            if save.withdraw():
                 self._running = None
-                stage.drop()
+                save.give_up(error)
             raise
 
     def poll(self) -> list[Finished]:
@@ -145,26 +173,44 @@ class BackgroundWriter:
             self._running = None
 
 
+@dataclass(frozen=True)
+class _Commit:
+    """The end of a save, on the process whose stage it is."""
+
+    stage: Stage
+    put: Callable[[Stage], object]
+
+    def __call__(self) -> None:
+        self.put(self.stage)
+
+
 class _Save:
     """One save, and its thread."""
 
-    def __init__(self, stage: Stage, jobs: Sequence[Job], commit: Callable[[Stage], object], began: float) -> None:
+    def __init__(
+        self, folder: Path, jobs: Sequence[Job], commit: _Commit | None, channel: Channel | None, began: float
+    ) -> None:
         self.finished: Finished | None = None
-        self._stage = stage
+        self._folder = folder
         self._jobs = jobs
         self._commit = commit
+        self._channel = channel
         self._began = began
         self._blocking_s = 0.0
         self._claim = threading.Lock()
-        self._thread = threading.Thread(target=self._run, name=f"save {stage.target.name}", daemon=False)
+        self._thread = threading.Thread(target=self._run, name=f"save {folder.name}", daemon=False)
 
     def start(self) -> None:
         self._blocking_s = time.perf_counter() - self._began
         self._thread.start()
 
     def withdraw(self) -> bool:
-        """Keep the thread from beginning; False: it has begun, and the stage is its business."""
+        """Keep the thread from beginning; False: it has begun, and the save is its business."""
         return self._claim.acquire(blocking=False)
+
+    def give_up(self, error: BaseException) -> None:
+        """Instead of the thread: write nothing, and tell the other processes, which wait for this one."""
+        self._write(error)
 
     def result(self) -> Finished:
         self._thread.join()
@@ -174,18 +220,39 @@ class _Save:
     def _run(self) -> None:
         if not self._claim.acquire(blocking=False):
             return
-        error = self._write()
+        error = self._write(None)
         total_s = time.perf_counter() - self._began
         if error is not None and not threading.main_thread().is_alive():
-            logger.error("%s was not written: %r", self._stage.target, error)  # the program has ended: nobody will ask
-        self.finished = Finished(self._stage.target, self._blocking_s, total_s, error)
+            logger.error("%s was not written: %r", self._folder, error)  # the program has ended: nobody will ask
+        self.finished = Finished(self._folder, self._blocking_s, total_s, error)
 
-    def _write(self) -> BaseException | None:
+    def _write(self, error: BaseException | None) -> BaseException | None:
+        """Do the jobs and put the checkpoint in place, or remove the stage; why it is not in place comes back."""
+        own = [job for job in self._jobs if not isinstance(job, SharedJob)]
+        shared = [job for job in self._jobs if isinstance(job, SharedJob)]
+        group = None if self._channel is None else self._channel.group
         try:
-            for job in self._jobs:
-                job()
-            self._commit(self._stage)
-        except BaseException as error:  # noqa: BLE001 (handed to the thread that trains)
-            self._stage.drop()
-            return error
-        return None
+            error = _first_error([] if error else own) or error
+            for job in shared:  # also after an error: the others wait in them
+                error = _first_error([partial(job, group)]) or error
+            error = self._agreed(error)
+            if self._commit is not None and error is None:
+                error = _first_error([self._commit])
+            error = self._agreed(error)
+        except BaseException as problem:  # noqa: BLE001 (another process is gone; handed to the thread that trains)
+            error = error or problem
+        if self._commit is not None and error is not None:
+            self._commit.stage.drop()
+        return error
+
+    def _agreed(self, error: BaseException | None) -> BaseException | None:
+        return error if self._channel is None else agreed(error, self._channel.every)
+
+
+def _first_error(jobs: Sequence[Job]) -> BaseException | None:
+    try:
+        for job in jobs:
+            job()
+    except BaseException as error:  # noqa: BLE001 (handed to the thread that trains)
+        return error
+    return None

@@ -69,6 +69,40 @@ def write(writer: Callable[[Any], object], state: Any) -> None:
         deferral.jobs.append(partial(writer, deferral.snapshot(state)))
 
 
+@dataclass(frozen=True)
+class SharedJob:
+    """A write in which all processes take part: each has the same ones, in the same order.
+
+    Attributes:
+        writer: Writes a state with the others, who meet in the group it is given.
+        state: A snapshot of this process's part.
+    """
+
+    writer: Callable[[Any, Any], object]
+    state: Any
+
+    def __call__(self, group: Any = None) -> None:
+        """Write it; `group` is None for that of all processes."""
+        self.writer(self.state, group)
+
+
+def write_together(writer: Callable[[Any, Any], object], state: Any) -> None:
+    """`write` for what all processes write together.
+
+    Args:
+        writer: Takes a state and a process group, None for that of all processes.
+        state: Tensors, of which each process may hold shards, in containers.
+
+    Raises:
+        OSError: The system refused the write to any process.
+    """
+    deferral = _current.get()
+    if deferral is None:
+        writer(state, None)
+    else:
+        deferral.jobs.append(SharedJob(writer, deferral.snapshot(state)))
+
+
 @contextmanager
 def their_writes_too(save_pretrained: Callable[..., object]) -> Iterator[None]:
     """Inside `deferred`, let a model that saves itself write its tensors through `write`.

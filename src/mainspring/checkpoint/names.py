@@ -14,6 +14,10 @@ ADAPTER_SAFE_WEIGHTS_NAME = "adapter_model.safetensors"
 CONFIG_NAME = "config.json"
 GENERATION_CONFIG_NAME = "generation_config.json"
 FSDP_MODEL_NAME = "pytorch_model_fsdp"
+# Under FSDP the reference writes a whole state into the first, or shards into the second, and so the optimizer's.
+FSDP_WEIGHTS_NAME = f"{FSDP_MODEL_NAME}.bin"
+SHARDED_MODEL_FOLDER = f"{FSDP_MODEL_NAME}_0"
+SHARDED_OPTIMIZER_FOLDER = "optimizer_0"
 
 OPTIMIZER_NAME = "optimizer.pt"
 OPTIMIZER_NAME_BIN = "optimizer.bin"
@@ -39,3 +43,8 @@ def rng_state_name(process_index: int, world_size: int) -> str:
 def data_position_name(process_index: int, world_size: int) -> str:
     """Return the file of one process's own place in the data: `data_position.pt` when there is one process, else numbered."""
     return DATA_POSITION_NAME if world_size <= 1 else f"data_position_{process_index}.pt"
+
+
+def comm_hook_name(process_index: int) -> str:
+    """Return the file of what one process's compression of gradients remembers."""
+    return f"comm_hook_{process_index}.pt"

@@ -6,18 +6,22 @@ import logging
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from mainspring.checkpoint.contents import Contents
 from mainspring.checkpoint.manifest import damage
 from mainspring.checkpoint.pickles import scan_folder
-from mainspring.checkpoint.search import newest_valid, quarantine
+from mainspring.checkpoint.search import Search, newest_valid, quarantine
+from mainspring.checkpoint.together import Disk, OneDisk, Processes, by_writers
 from mainspring.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
 _UNPICKLED = re.compile(
-    r"(optimizer|scheduler|scaler|callbacks|data_position\w*)\.(pt|bin)|rng_state\w*\.pth|(.*/)?(pytorch|adapter)_model.*\.bin"
+    r"(optimizer|scheduler|scaler|callbacks|data_position\w*)\.(pt|bin)|rng_state\w*\.pth"
+    r"|(.*/)?(pytorch|adapter)_model.*\.bin|(pytorch_model_fsdp|optimizer)_0/(\.metadata|.*\.distcp)"
 )
 """Files that a resumed run reads as pickles."""
 
@@ -43,7 +47,57 @@ def resolve(wanted: str | os.PathLike[str] | bool | None, output_dir: str | os.P
         return None
     if wanted is not True and wanted != "auto":
         return _named(os.fspath(wanted))
-    search = newest_valid(output_dir, damage)
+    return _taken(newest_valid(output_dir, damage), wanted, output_dir)
+
+
+def resolve_together(
+    wanted: str | os.PathLike[str] | bool | None, output_dir: str | os.PathLike[str], processes: Processes, disk: Disk
+) -> str | None:
+    """`resolve` for all processes of a run, which call it together.
+
+    Where each machine has its own disk, the newest checkpoint counts that every one of them has and that is valid on all.
+
+    Args:
+        wanted: As in `resolve`.
+        output_dir: As in `resolve`, on this process's disk.
+        processes: Those of the run.
+        disk: Whose disk is whose.
+
+    Returns:
+        The checkpoint's path on this process's disk, or None for a fresh start. Errors are those of `resolve`, raised on
+        every process.
+    """
+    if isinstance(disk, OneDisk) or (wanted is not True and wanted != "auto"):
+        found: str | None = by_writers(lambda: resolve(wanted, output_dir), processes, disk)
+        return found
+    search = _on_every_disk(output_dir, processes, disk)
+    taken: str | None = by_writers(lambda: _taken(search, wanted, output_dir), processes, disk)
+    return taken
+
+
+def _on_every_disk(output_dir: str | os.PathLike[str], processes: Processes, disk: Disk) -> Search:
+    """What a search on this process's disk comes to that looks no further than what all disks have."""
+    until: tuple[str | None, int] | None = None
+    refused: dict[Path, list[str]] = {}
+    while True:
+        search: Search = by_writers(partial(newest_valid, output_dir, damage, until), processes, disk)
+        refused.update(search.refused)
+        places: list[tuple[str | None, int] | None] = processes.every(search.place)
+        if None in places:
+            if search.folder is not None:
+                logger.warning("%s is not resumed from: another machine has nothing that belongs to it", search.folder)
+            return replace(search, folder=None, refused=list(refused.items()))
+        if len(set(places)) == 1:
+            return replace(search, refused=list(refused.items()))
+        run = places[0][0]  # type: ignore[index]
+        until = run, min(place[1] for place in places if place is not None and place[0] == run)
+        logger.warning(
+            "the newest checkpoints of the machines differ: looking for what all have, up to step %d", until[1]
+        )
+
+
+def _taken(search: Search, wanted: str | os.PathLike[str] | bool, output_dir: str | os.PathLike[str]) -> str | None:
+    """The folder that a search came to, once what is not valid is out of the way."""
     for folder, reasons in search.refused:
         quarantine(folder, reasons)
     if search.folder is None and wanted is True:

@@ -8,28 +8,18 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
 
 from mainspring.checkpoint.background import BackgroundWriter, Finished
 from mainspring.checkpoint.manifest import Facts
 from mainspring.checkpoint.space import check_space
 from mainspring.checkpoint.staging import Stage, staged
+from mainspring.checkpoint.together import Disk, FailedElsewhereError, OneDisk, Processes, agreed
 
 logger = logging.getLogger(__name__)
 
 StrPath = str | os.PathLike[str]
-
-
-class Processes(Protocol):
-    """What a save asks of the engine."""
-
-    def share(self, value: Any) -> Any:
-        """The main process's value."""
-
-    def any(self, flag: bool) -> bool:
-        """Whether any process says so."""
 
 
 class Saver:
@@ -38,31 +28,31 @@ class Saver:
     Args:
         processes: Those of the run.
         writes: Whether this process makes the folder and puts it in place; every one writes its own files into it.
+        disk: Which processes share a folder, and who makes it; default: all, and `writes` says who.
         raises: Whether a save that the system refuses ends the run, rather than being told and counted.
         in_background: Whether files are written while training goes on.
 
     Attributes:
+        in_background: Whether `save` returns before the checkpoint is in place.
         failures: Saves that failed.
         failed: Whether the last one that was begun failed at once.
         slowest_s: Longest time that one has taken, in seconds.
     """
 
-    def __init__(self, processes: Processes, *, writes: bool, raises: bool, in_background: bool) -> None:
+    def __init__(
+        self, processes: Processes, *, writes: bool, raises: bool, in_background: bool, disk: Disk | None = None
+    ) -> None:
         self._processes = processes
-        self._writes = writes
+        self._disk = OneDisk(processes, writes) if disk is None else disk
         self._raises = raises
-        self._background = BackgroundWriter() if in_background else None
+        self.in_background = in_background
+        self._background: BackgroundWriter | None = None
         self._holds = False
         self._may_commit = threading.Event()
         self.failures = 0
         self.failed = False
         self.slowest_s = 0.0
         self._reported: list[Finished] = []
-
-    @property
-    def in_background(self) -> bool:
-        """Whether `save` returns before the checkpoint is in place."""
-        return self._background is not None
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -91,13 +81,14 @@ class Saver:
         """
         began = time.perf_counter()
         self._may_commit.set()  # for the save before this one
-        own = self._lead(folder, facts, fill, needed_bytes) if self._writes else self._follow(fill)
+        if self.in_background and self._background is None:  # here, since all processes are
+            self._background = BackgroundWriter(self._processes.channel())
+        own = self._attempt(folder, facts, fill, needed_bytes)
         if self._processes.any(own is not None and not isinstance(own, OSError)):
             if own is not None and not isinstance(own, OSError):
                 raise own
             raise RuntimeError(f"{folder} was not saved: another process failed, and says why")
-        error = self._processes.share(own)
-        error = own or error  # the process that knows why says so
+        error = agreed(own, self._processes.every)
         self.failed = error is not None
         if error is not None or not self.in_background:
             seconds = time.perf_counter() - began
@@ -146,30 +137,34 @@ class Saver:
         """Wait for what is in flight, give its memory back, and return what `finished` would."""
         return [] if self._background is None else self._background.close()
 
-    def _lead(
+    def _attempt(
         self, folder: StrPath, facts: Facts, fill: Callable[[str], object], needed_bytes: Callable[[], int]
     ) -> Exception | None:
-        path = None
         try:
-            check_space(folder, needed_bytes())
-            with self._stage(folder, facts) as stage:
-                path = self._processes.share(os.fspath(stage))
+            with self._place(folder, facts, needed_bytes) as path:
                 self._fill(fill, path)
         except Exception as error:  # noqa: BLE001 (raised by `save`, once all processes know)
-            if path is None:
-                self._processes.share(None)
             return error
         return None
 
-    def _follow(self, fill: Callable[[str], object]) -> Exception | None:
-        path = self._processes.share(None)
-        if path is None:
-            return None
-        try:
-            self._fill(fill, path)
-        except Exception as error:  # noqa: BLE001 (raised by `save`, once all processes know)
-            return error
-        return None
+    @contextmanager
+    def _place(self, folder: StrPath, facts: Facts, needed_bytes: Callable[[], int]) -> Iterator[str]:
+        """The stage of this process's disk. All processes have one, or none begins to fill it: they meet while they do."""
+        path, error = None, None
+        with ExitStack() as until_filled:
+            if self._disk.writes:
+                try:
+                    check_space(folder, needed_bytes())
+                    path = os.fspath(until_filled.enter_context(self._stage(folder, facts)))
+                except Exception as problem:  # noqa: BLE001 (raised below)
+                    error = problem
+            path = self._disk.share(path)
+            if self._processes.any(path is None):
+                raise error or FailedElsewhereError(errno.EIO, "another process could not make its folder", folder)
+            assert path is not None
+            if self._background is not None and not self._disk.writes:
+                until_filled.enter_context(self._background.joined(folder))
+            yield path
 
     def _stage(self, folder: StrPath, facts: Facts) -> AbstractContextManager[Path]:
         if self._background is None:
@@ -192,4 +187,4 @@ class Saver:
         except Exception as problem:  # noqa: BLE001 (raised below)
             error = problem
         if self._processes.any(error is not None):
-            raise error or OSError(errno.EIO, "another process could not write its files", path)
+            raise error or FailedElsewhereError(errno.EIO, "another process could not write its files", path)

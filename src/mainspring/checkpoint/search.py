@@ -29,11 +29,13 @@ class Search:
         folder: The newest checkpoint that is valid; None: there is none.
         refused: Those that are newer and are not, with the reasons, newest first.
         others: Those of other runs, newest first.
+        place: The run that wrote the folder, and its step.
     """
 
     folder: Path | None
     refused: Sequence[tuple[Path, list[str]]]
     others: Sequence[Path] = ()
+    place: tuple[str | None, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -54,13 +56,16 @@ class _Candidate:
 
 
 def newest_valid(
-    output_dir: str | os.PathLike[str], check: Callable[[str | os.PathLike[str]], list[str]] = verify
+    output_dir: str | os.PathLike[str],
+    check: Callable[[str | os.PathLike[str]], list[str]] = verify,
+    until: tuple[str | None, int] | None = None,
 ) -> Search:
     """Look for the newest valid checkpoint of the run that wrote last; only as many are read as it takes to find it.
 
     Args:
         output_dir: The run's output folder; a missing one holds no checkpoints.
         check: Says why a checkpoint is not valid.
+        until: A run and a step: only checkpoints of that run count, up to that step.
 
     Returns:
         What was found. The step that a checkpoint was written for makes it the newest of its run, not its name, nor a time.
@@ -69,9 +74,12 @@ def newest_valid(
     refused: list[tuple[Path, list[str]]] = []
     candidates = _newest_first(output_dir)
     for one in candidates:
+        if until is not None and (one.run != until[0] or one.step > until[1]):
+            continue
         reasons = check(one.folder)
         if not reasons:
-            return Search(one.folder, refused, [other.folder for other in candidates if _is_foreign(other, one)])
+            others = [other.folder for other in candidates if _is_foreign(other, one)]
+            return Search(one.folder, refused, others, (one.run, one.step))
         refused.append((one.folder, reasons))
     return Search(None, refused)
 

@@ -23,6 +23,11 @@ class _MetadataUnpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
+def unpickle_metadata(file: Path) -> Any:
+    """Return what a metadata file holds, made of metadata's own classes and nothing else; damage raises nearly anything."""
+    return _MetadataUnpickler(io.BytesIO(file.read_bytes())).load()
+
+
 def dangerous_shards(metadata: Path) -> list[tuple[Path, list[str]]]:
     """Follow the pickles in the shards that torch would unpickle: all entries but tensors, which it loads with care itself.
 
@@ -37,7 +42,7 @@ def dangerous_shards(metadata: Path) -> list[tuple[Path, list[str]]]:
     """
     refuse(metadata)
     try:
-        content = _MetadataUnpickler(io.BytesIO(metadata.read_bytes())).load()
+        content = unpickle_metadata(metadata)
         return _judge(metadata, dict(content.state_dict_metadata), dict(content.storage_data))
     except Exception as error:  # noqa: BLE001 (metadata of another make can provoke nearly any of them)
         return [(metadata, [f"what is no metadata ({type(error).__name__}: {error})"])]

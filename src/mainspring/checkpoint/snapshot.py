@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import os
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -39,15 +40,16 @@ class HostCopies:
             state: Tensors in dicts, lists and tuples, and values of any kind that can be deep-copied.
 
         Returns:
-            The same structure of the same types. Plain tensors lie in host memory, and those that shared memory still do.
-            Tensors of other kinds (sparse, quantised, sharded, subclasses) are cloned where they are.
+            The same structure of the same types. Plain tensors, and this process's shards of sharded ones, lie in host
+            memory, and those that shared memory still do. Tensors of other kinds (sparse, quantised, subclasses) are cloned
+            where they are.
         """
         storages: dict[int, torch.UntypedStorage] = {}
         memo: dict[int, Any] = {}
         devices = set()
         for tensor in tensors_in(state):
             devices.add(tensor.device)
-            memo[id(tensor)] = self._copy_tensor(tensor, storages) if _is_plain(tensor) else tensor.detach().clone()
+            memo[id(tensor)] = self._copy_any(tensor, storages)
         self._finish()
         for device in devices:
             if device.type == "cuda":  # its copies were only begun
@@ -65,6 +67,17 @@ class HostCopies:
         """Give all memory back to the system."""
         self._free.clear()
         self._lent.clear()
+
+    def _copy_any(self, tensor: Tensor, storages: dict[int, torch.UntypedStorage]) -> Tensor:
+        if _is_plain(tensor):
+            return self._copy_tensor(tensor, storages)
+        sharded = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)  # dear to import
+        if sharded is None or not isinstance(tensor, sharded):
+            return tensor.detach().clone()
+        own: Any = tensor.detach()
+        # With the specification itself: torch's `from_local` would move the copy back to the mesh's device.
+        copied: Tensor = sharded(self._copy_any(own.to_local(), storages), own._spec, requires_grad=False)
+        return copied
 
     def _copy_tensor(self, tensor: Tensor, storages: dict[int, torch.UntypedStorage]) -> Tensor:
         source = tensor.untyped_storage()

@@ -60,6 +60,9 @@ def _reasons(root: Path) -> list[str]:
         reasons.append(f"{TRAINER_STATE_NAME} is missing")
     if not _may_hold_weights(root):
         reasons.append("it holds no weights")
+    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+        if any(folder.glob("*.distcp")) and not (folder / ".metadata").is_file():
+            reasons.append(f"{folder.name} holds shards, but no .metadata: it was not written to its end")
     for path in _files_of(root):
         reasons += [f"{path.relative_to(root)} {why}" for why in _damage(path)]
     return reasons

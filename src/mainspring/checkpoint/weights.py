@@ -7,9 +7,10 @@ built before still holds them.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,17 +27,21 @@ from mainspring.checkpoint.disk import as_os_errors
 from mainspring.checkpoint.names import (
     ADAPTER_SAFE_WEIGHTS_NAME,
     ADAPTER_WEIGHTS_NAME,
+    FSDP_WEIGHTS_NAME,
     MANIFEST_NAME,
     SAFE_WEIGHTS_INDEX_NAME,
     SAFE_WEIGHTS_NAME,
+    SHARDED_MODEL_FOLDER,
     WEIGHTS_INDEX_NAME,
     WEIGHTS_NAME,
 )
+from mainspring.checkpoint.pickles import METADATA_SUFFIX
 from mainspring.checkpoint.torch_files import load_torch
 from mainspring.errors import CheckpointError
 from mainspring.model import is_peft, is_pretrained, unwrap
 
 StateDict = Mapping[str, Any]
+_PIECE = 1 << 30  # bytes
 _WRAPPER_PREFIXES = ("module.", "_orig_mod.")
 
 
@@ -76,7 +81,8 @@ def save_model(
     Args:
         model: The model, wrapped (DDP, compiled, ...) or not.
         folder: Where to; created.
-        state_dict: The weights to write, where they are not simply the model's own (an engine gathered them).
+        state_dict: The weights to write, where they are not simply the model's own (an engine gathered them). An empty one
+            leaves them out: what describes the model is written alone.
         processing_class: A tokenizer, processor, ...: what has a `save_pretrained(folder)`; None: nothing.
         is_main_process: Whether this process writes; others only take part in what a model gathers for itself.
 
@@ -87,10 +93,13 @@ def save_model(
     bare = unwrap(model)
     if is_main_process:
         Path(folder).mkdir(parents=True, exist_ok=True)
-    if _saves_itself(bare):
+    if state_dict is not None and not state_dict:
+        if is_main_process:
+            _describe(bare, folder)
+    elif _saves_itself(bare):
         given = None if state_dict is None else dict(_without_wrapper_prefix(state_dict))
         save: Any = bare.save_pretrained
-        with their_writes_too(save):
+        with their_writes_too(save), _on_this_rank(bare), _not_gathered_again(bare, given):
             save(os.fspath(folder), state_dict=given, is_main_process=is_main_process)
     elif is_main_process:
         state = bare.state_dict() if state_dict is None else _without_wrapper_prefix(state_dict)
@@ -104,8 +113,9 @@ def save_model(
 def load_weights(model: nn.Module, folder: str | os.PathLike[str]) -> LoadReport:
     """Load the weights in `folder` into the parameters of `model`.
 
-    Looks, in this order, for: the adapters, where the model has some; `model.safetensors`; `pytorch_model.bin`; their sharded forms.
-    Pickled files are read with `weights_only=True`.
+    Looks, in this order, for: the adapters, where the model has some; `model.safetensors`; `pytorch_model.bin`; their indexed
+    forms; what FSDP leaves, which is `pytorch_model_fsdp.bin` or a folder of shards. Pickled files are read with
+    `weights_only=True`.
 
     Args:
         model: The model, wrapped or not. Its parameters are written in place: objects, devices, dtypes and what is
@@ -134,6 +144,51 @@ def load_weights(model: nn.Module, folder: str | os.PathLike[str]) -> LoadReport
 
 
 # ---- writing ----
+
+
+@contextlib.contextmanager
+def _not_gathered_again(model: nn.Module, given: dict[str, Any] | None) -> Iterator[None]:
+    """A model that transformers divided when it loaded it gathers what it saves, and waits for processes that are not here.
+
+    What it is given here is whole already.
+    """
+    config = getattr(model, "config", None)
+    held: dict[str, Any] = {} if given is None or config is None else vars(config)
+    divided = held.get("distributed_config")
+    if divided is not None:
+        held["distributed_config"] = None
+    try:
+        yield
+    finally:
+        if divided is not None:
+            held["distributed_config"] = divided
+
+
+def _describe(model: nn.Module, folder: str | os.PathLike[str]) -> None:
+    """Write the configurations that `from_pretrained` reads beside the weights."""
+    generates = getattr(model, "can_generate", None)
+    names = ("config", "generation_config") if callable(generates) and generates() else ("config",)
+    for name in names:
+        config: Any = getattr(model, name, None)
+        if hasattr(config, "save_pretrained"):
+            config.save_pretrained(os.fspath(folder))
+
+
+@contextlib.contextmanager
+def _on_this_rank(model: nn.Module) -> Iterator[None]:
+    """Let a model save itself where it is asked to: transformers' do so on the first of all processes only, and say nothing.
+
+    With a disk for each machine, the first process of each one writes.
+    """
+    asked = "should_save_on_this_rank"
+    if not hasattr(model, asked):
+        yield
+        return
+    vars(model)[asked] = lambda is_main_process: is_main_process
+    try:
+        yield
+    finally:
+        del vars(model)[asked]
 
 
 def _saves_itself(model: nn.Module) -> bool:
@@ -191,7 +246,10 @@ def _weight_files(contents: Contents) -> list[Path]:
     for name in (SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME):
         if index := contents.file(name):
             return _shards(index, contents)
-    return []
+    if file := contents.file(FSDP_WEIGHTS_NAME):
+        return [file]
+    sharded = contents.below(SHARDED_MODEL_FOLDER)
+    return [sharded.root] if sharded.file(METADATA_SUFFIX) is not None else []
 
 
 def _shards(index: Path, contents: Contents) -> list[Path]:
@@ -208,6 +266,28 @@ def _shards(index: Path, contents: Contents) -> list[Path]:
     return [index.parent / name for name in names]
 
 
+def _all_pieces(files: Iterable[Path]) -> Iterator[tuple[Path, StateDict]]:
+    for file in files:
+        for piece in _pieces(file):
+            yield file, piece
+
+
+def _pieces(file: Path) -> Iterator[StateDict]:
+    """The content of a file, or, in pieces of some size, that of a folder of shards."""
+    if not file.is_dir():
+        yield _read(file)
+        return
+    from mainspring.checkpoint.sharded.streaming import stream_shards  # needs torch's distributed checkpoints
+
+    piece: dict[str, Any] = {}
+    for name, value in stream_shards(file, "model"):
+        piece[name] = value
+        if sum(tensor.nbytes for tensor in piece.values() if isinstance(tensor, Tensor)) > _PIECE:
+            yield piece
+            piece = {}
+    yield piece
+
+
 def _read(file: Path) -> StateDict:
     if file.suffix != ".safetensors":
         return dict(load_torch(file))
@@ -221,8 +301,7 @@ def _load_files(model: nn.Module, files: Iterable[Path]) -> LoadReport:
     found: set[str] = set()
     unexpected: list[str] = []
     file = Path()
-    for file in files:  # one shard in memory at a time
-        state = _read(file)
+    for file, state in _all_pieces(files):  # one in memory at a time
         if not all(name in model.state_dict() for name in state):
             state = _without_wrapper_prefix(state)
         unexpected += _copy_into(model, state, file)
@@ -271,7 +350,7 @@ def _load_converted(model: nn.Module, files: list[Path], report: LoadReport) -> 
         other, info = type(model).from_pretrained(  # type: ignore[attr-defined]
             None,
             config=model.config,
-            state_dict={name: value for file in files for name, value in _read(file).items()},
+            state_dict={name: value for _, piece in _all_pieces(files) for name, value in piece.items()},
             dtype=model.dtype,
             output_loading_info=True,
         )

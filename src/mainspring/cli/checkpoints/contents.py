@@ -17,6 +17,8 @@ from mainspring.checkpoint import (
     PROGRESS_NAME,
     SCALER_NAME,
     SCHEDULER_NAME,
+    SHARDED_MODEL_FOLDER,
+    SHARDED_OPTIMIZER_FOLDER,
     TRAINER_STATE_NAME,
     load_torch,
 )
@@ -25,15 +27,17 @@ from mainspring.errors import CheckpointError
 Leaves = dict[str, Callable[[], Any]]
 """Each thing by its name, to be read when it is called."""
 
-_WEIGHTS = re.compile(r"(?P<stem>model|adapter_model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)")
-_WHOLE = ("model", "pytorch_model")
+_WEIGHTS = re.compile(
+    r"(?P<stem>model|adapter_model|pytorch_model|pytorch_model_fsdp)(-\d+-of-\d+)?\.(safetensors|bin)"
+)
+_WHOLE = ("model", "pytorch_model", "pytorch_model_fsdp")
 # Endings of what is measured with a clock.
 _TIMES = ("runtime", "per_second", "_time", "_seconds")
 
 
 def weights(root: Path) -> Leaves:
     """The tensors of the model and of its adapters; of those in folders of their own, with the folder's name."""
-    leaves: Leaves = {}
+    leaves = _of_shards(root / SHARDED_MODEL_FOLDER, "model")
     for folder in (root, *sorted(path for path in root.iterdir() if path.is_dir())):
         files = {path: found["stem"] for path in sorted(folder.iterdir()) if (found := _WEIGHTS.fullmatch(path.name))}
         safe = [path for path in files if path.suffix == ".safetensors"]
@@ -48,7 +52,7 @@ def weights(root: Path) -> Leaves:
 def optimizer(root: Path) -> Leaves:
     """The optimizer's state."""
     name = OPTIMIZER_NAME if (root / OPTIMIZER_NAME).is_file() else OPTIMIZER_NAME_BIN
-    return _of_torch(root, name)
+    return _of_torch(root, name) or _of_shards(root / SHARDED_OPTIMIZER_FOLDER, "optimizer")
 
 
 def schedule(root: Path) -> Leaves:
@@ -109,6 +113,14 @@ def _tensors(path: Path) -> Leaves:
 
 def _of_torch(root: Path, name: str) -> Leaves:
     return _flat(load_torch(root / name)) if (root / name).is_file() else {}
+
+
+def _of_shards(folder: Path, part: str) -> Leaves:
+    if not folder.is_dir():
+        return {}
+    from mainspring.checkpoint.sharded import shard_readers  # only here, since torch's distributed checkpoints are dear
+
+    return dict(sorted(shard_readers(folder, part).items()))
 
 
 def _json(path: Path) -> dict[str, Any]:
