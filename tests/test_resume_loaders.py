@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch.utils.data import WeightedRandomSampler
 
+from mainspring.checkpoint import reseal
 from tests.helpers import loaders
 from tests.helpers.loaders import FOREIGN, Noting, trainer
 
@@ -229,3 +231,17 @@ def test_a_shuffled_stream_is_in_another_order_in_each_epoch(tmp_path: Path) -> 
     run.train()
     assert run.seen[:3] != run.seen[6:9]
     assert sorted(flat(run.seen[:6])) == list(range(loaders.COUNT))
+
+
+def test_shares_of_other_processes_are_not_gone_on_with_in_silence(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A checkpoint of two processes that each read data of their own, in the hands of one."""
+    trainer(tmp_path, loaders.Stream(loaders.COUNT)).train()
+    folder = tmp_path / "checkpoint-2"
+    file = folder / "progress.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "order": {"apart": 2}, "world_size": 2}))
+    reseal(str(folder))
+    with caplog.at_level("WARNING", "mainspring"):
+        trainer(tmp_path / "resumed", loaders.Stream(loaders.COUNT)).train(resume_from_checkpoint=str(folder))
+    assert "each of 2 processes read data of its own, which 1 divide otherwise" in caplog.text

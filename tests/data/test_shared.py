@@ -10,12 +10,13 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import BatchSampler, IterableDataset
 
-from mainspring.data.loaders import LoaderOptions, build_loader, has_shards, refuse_uneven
+from mainspring.data.loaders import LoaderOptions, build_loader, has_shards
+from mainspring.data.position import capture_position
 from mainspring.data.random_stream import DataStream
 from mainspring.data.shared import SharedLoader
 from mainspring.data.splitting import Pieces, share_of_batch
+from mainspring.data.uneven import divides_itself, may_end_apart
 from mainspring.engines.accelerator import build_accelerator
-from mainspring.errors import OptionError
 from tests.helpers import loaders
 
 
@@ -101,21 +102,41 @@ def test_pieces_follow_the_epoch() -> None:
     assert [len(piece) for piece in pieces] == [2, 2, 2, 2, 1]
 
 
-@pytest.mark.parametrize("count", [16, 21])
-def test_batches_for_all_or_for_one_process_only(count: int) -> None:
-    """21 samples are 6 batches of up to 4 for two processes; 17 are 5, one of them for the first alone."""
-    refuse_uneven(build(range(count), world_size=2, even=False))
-    with pytest.raises(OptionError, match=r"even_batches.*2 to 3 batches.*set dataloader_drop_last=True"):
-        refuse_uneven(build(range(17), world_size=2, even=False))
-    refuse_uneven(build(range(17), world_size=2, even=False, drop_last=True))
-    refuse_uneven(build(range(17), world_size=1, even=False))
-    refuse_uneven(build(range(17), world_size=2))
+class Dividing(Rows):
+    divides_itself = True
 
 
-def test_a_stream_has_no_even_end_unless_it_is_dropped() -> None:
-    refuse_uneven(build(Rows(), world_size=2, even=False, drop_last=True))
-    with pytest.raises(OptionError, match="a stream may end with batches for some processes only"):
-        refuse_uneven(build(Rows(), world_size=2, even=False))
+APART: dict[str, tuple[dict[str, Any], bool]] = {
+    "filled up": ({}, False),
+    "alone": ({"even": False, "world_size": 1}, False),
+    "not filled up": ({"even": False}, True),
+    "dropped": ({"even": False, "drop_last": True}, False),
+}
+
+
+@pytest.mark.parametrize("case", APART)
+@pytest.mark.parametrize("dataset", [range(17), Rows()], ids=["map", "stream"])
+def test_who_may_end_before_another(dataset: Any, case: str) -> None:
+    """Only these take part in an exchange for each update."""
+    options, apart = APART[case]
+    assert may_end_apart(build(dataset, **{"world_size": 2, **options})) is apart
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_a_stream_that_divides_itself_is_read_as_it_is(drop_last: bool) -> None:
+    """Also with one process that reads for all, which would read its own part alone."""
+    for reader in ("each", "first", "shards"):
+        loader = build(Dividing(), world_size=2, drop_last=drop_last, reader=reader, stream=DataStream(3, 0, 2))
+        assert may_end_apart(loader)
+        assert [batch.tolist() for batch in loader][:2] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+        assert capture_position(loader) is None  # it would be taken for that of every process
+
+
+def test_what_a_script_made_may_do_anything_but_for_what_accelerate_shares() -> None:
+    accelerator = Accelerator()
+    plain = torch.utils.data.DataLoader(range(17), batch_size=4)
+    assert may_end_apart(plain)
+    assert may_end_apart(accelerator.prepare(plain))  # a world of one: nothing is shared
 
 
 def test_streams_with_a_shard_for_every_process() -> None:
@@ -124,3 +145,14 @@ def test_streams_with_a_shard_for_every_process() -> None:
     assert has_shards(stream, 2)
     assert not has_shards(stream, 3)
     assert not has_shards(Rows(), 1)
+
+
+def test_streams_that_were_divided_by_node() -> None:
+    datasets = pytest.importorskip("datasets")
+    from datasets.distributed import split_dataset_by_node
+
+    stream = datasets.Dataset.from_dict({"x": list(range(8))}).to_iterable_dataset(num_shards=2)
+    assert divides_itself(split_dataset_by_node(stream, 1, 2))
+    assert not divides_itself(stream)
+    assert divides_itself(Dividing())
+    assert not divides_itself(Rows())

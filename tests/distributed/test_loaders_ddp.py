@@ -42,7 +42,7 @@ def test_processes_stay_together(found: Found) -> None:
     for name in CASES:
         first, second = (rank[name] for rank in found)
         assert first["weight"] == second["weight"], name
-        assert (first["steps"], len(first["seen"])) == (second["steps"], len(second["seen"])), name
+        assert (first["steps"], len(first["reduced"])) == (second["steps"], len(second["reduced"])), name
 
 
 def test_a_split_batch_is_divided(found: Found) -> None:
@@ -91,16 +91,32 @@ def test_a_stream_is_in_another_order_in_each_epoch(found: Found) -> None:
 
 
 def test_processes_with_shards_of_their_own_end_together(found: Found) -> None:
-    """Shards of 4 and 12 samples: the first process takes its batch again until the second is through."""
+    """Shards of 4 and 12 samples, for seven updates: the first process rests until the second is through."""
     first, second = seen(found, "shards")
-    assert first[:3] == [[0, 1, 2, 3]] * 3
-    assert second[:4] == [[4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15], [4, 5, 6, 7]]
+    assert first == [[0, 1, 2, 3]] * 3
+    assert second == [[4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15]] * 2 + [[4, 5, 6, 7]]
 
 
-def test_with_drop_last_the_shortest_shard_ends_the_epoch(found: Found) -> None:
+def test_with_drop_last_each_leaves_its_own_rest_out(found: Found) -> None:
+    """Shards of 6 and 13."""
     first, second = seen(found, "shards with drop_last")
-    assert first == [[0, 1, 2, 3]] * 7
-    assert second == [[6, 7, 8, 9]] * 7
+    assert first == [[0, 1, 2, 3]] * 3
+    assert second == [[6, 7, 8, 9], [10, 11, 12, 13], [14, 15, 16, 17]] * 2 + [[6, 7, 8, 9]]
+
+
+def test_a_process_without_a_shard_takes_part(found: Found) -> None:
+    first, second = seen(found, "empty shard")
+    assert first == []
+    assert second == [[0, 1, 2, 3], [4, 5, 6, 7]] * 3 + [[0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize("name", ["more for one", "stream with more for one"])
+def test_a_batch_that_only_one_process_has(name: str, found: Found) -> None:
+    """17 samples are five batches of up to four."""
+    first, second = seen(found, name)
+    epoch = flat([*first[:3], *second[:2]])
+    assert sorted(epoch) == list(range(17))
+    assert [len(batch) for batch in first[:3]] == [4, 4, 1]
 
 
 def test_a_last_round_that_is_not_filled_up(found: Found) -> None:
@@ -148,6 +164,15 @@ def test_a_loader_of_the_scripts_own_is_each_processs_own(found: Found) -> None:
     assert first != second
 
 
+def test_loaders_of_the_scripts_own_may_differ_in_length(found: Found) -> None:
+    """Six samples on the first process and 13 on the second: two and four batches in each of two epochs."""
+    first, second = seen(found, "own lengths")
+    for epoch in range(2):
+        assert sorted(flat(first[2 * epoch :][:2])) == list(range(6))
+        assert sorted(flat(second[4 * epoch :][:4])) == list(range(13))
+    assert [rank["own lengths"]["steps"] for rank in found] == [8, 8]
+
+
 @pytest.mark.parametrize("name", EVALUATED)
 def test_a_prediction_has_every_sample_once(name: str, found: Found) -> None:
     """Eleven samples for two processes in batches of four; a stream of shards of three and eight."""
@@ -157,9 +182,6 @@ def test_a_prediction_has_every_sample_once(name: str, found: Found) -> None:
 
 
 SAID = {
-    "too uneven": "OptionError: accelerator_config={'even_batches': False}: the processes would have 2 to 3 batches",
-    "uneven stream": "OptionError: accelerator_config={'even_batches': False}: a stream may end with batches for some",
-    "empty shard": "ValueError: the shards of process 0 are empty",
     "indivisible": "ValueError: split_batches=True divides batches of 3 samples among 2 processes",
 }
 

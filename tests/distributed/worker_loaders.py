@@ -104,8 +104,9 @@ class Recording(Trainer):
     """Notes the samples of each micro-batch, and whether its gradients are reduced."""
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        self.seen.append([int(number) for number in inputs["x"]])
-        self.noise.append([round(float(number), 6) for number in inputs["noise"]])
+        if not self._engine.is_idle:
+            self.seen.append([int(number) for number in inputs["x"]])
+            self.noise.append([round(float(number), 6) for number in inputs["noise"]])
         self.reduced.append(model.require_backward_grad_sync)
         return super().training_step(model, inputs, *args, **kwargs)
 
@@ -126,6 +127,14 @@ class Shuffled(Recording):
     def get_train_dataloader(self) -> Any:
         torch.manual_seed(7 + self.args.process_index)
         return DataLoader(self.train_dataset, batch_size=4, shuffle=True, collate_fn=self.data_collator)
+
+
+class OwnLengths(Recording):
+    """A loader of the script's own, with another number of samples on each process."""
+
+    def get_train_dataloader(self) -> Any:
+        rows_here = Rows(6 + 7 * self.args.process_index)
+        return DataLoader(rows_here, batch_size=4, shuffle=True, collate_fn=self.data_collator)
 
 
 class StopAt(TrainerCallback):
@@ -208,6 +217,9 @@ CASES: dict[str, Any] = {
         out, shards(6, 13), settings={"dispatch_batches": False}, dataloader_drop_last=True, **k
     ),
     "uneven": lambda out, **k: train(out, Rows(21), settings={"even_batches": False}, **SEQUENTIAL, **k),
+    "more for one": lambda out, **k: train(out, Rows(17), settings={"even_batches": False}, **SEQUENTIAL, **k),
+    "stream with more for one": lambda out, **k: train(out, Stream(17), settings={"even_batches": False}, **k),
+    "empty shard": lambda out, **k: train(out, shards(0, 8), settings={"dispatch_batches": False}, **k),
     "synchronised": lambda out, **k: train(
         out, Rows(16), settings={ACCUMULATION: {"sync_each_batch": True}}, gradient_accumulation_steps=2, **k
     ),
@@ -223,8 +235,11 @@ CASES: dict[str, Any] = {
     ),
     "prepared": lambda out, **k: train(out, Rows(21), Prepared, **k),
     "shuffled": lambda out, **k: train(out, Rows(10), Shuffled, **k),
+    "own lengths": lambda out, **k: train(out, Rows(10), OwnLengths, **k),
 }
 STOPS = {
+    "more for one": 2,
+    "stream with more for one": 5,
     "dispatched": 2,
     "dispatched stream": 2,
     "stream": 4,
@@ -233,11 +248,9 @@ STOPS = {
     "weighted": 3,
     "growing and dispatched": 2,
     "shuffled": 4,
+    "own lengths": 3,
 }
 FAILING: dict[str, Any] = {
-    "too uneven": lambda out: train(out, Rows(17), settings={"even_batches": False}),
-    "uneven stream": lambda out: train(out, Stream(17), settings={"even_batches": False}),
-    "empty shard": lambda out: train(out, shards(0, 8), settings={"dispatch_batches": False}),
     "broken": lambda out: train(out, Broken(16), settings={"dispatch_batches": True}, **SEQUENTIAL),
     "indivisible": lambda out: train(out, Rows(16), settings={"split_batches": True}, per_device_train_batch_size=3),
 }

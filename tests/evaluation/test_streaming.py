@@ -164,7 +164,7 @@ def test_it_cannot_be_asked_for_every_batch_besides(tmp_path: Path) -> None:
 def test_rows_that_only_fill_a_batch_up_are_left_out() -> None:
     metric = Mergeable()
     metric.reset = lambda: None  # type: ignore[attr-defined]
-    stream = streamed(metric, SimpleNamespace(world_size=1, share=lambda value, source: value))
+    stream = streamed(metric, SimpleNamespace(data_world_size=1, pass_on=lambda value, source: value))
     outputs = Outputs(predictions=torch.ones(4, 2), labels=torch.tensor([1, 2, 4, 8]))
     stream.take(Batch(None, outputs, held=4, counted=2))  # type: ignore[arg-type]
     stream.take(Batch(None, outputs, held=4, counted=0))  # type: ignore[arg-type]

@@ -19,7 +19,6 @@ class EpochOrder:
     """
 
     def __init__(self, loader: Any) -> None:
-        self._loader = loader
         source = getattr(loader, "source", None)  # where one process reads for all
         dealers = [getattr(part, "batch_sampler", None) for part in (loader, source)]
         self._dealers = [dealer for dealer in dealers if isinstance(dealer, DealtBatches)]
@@ -45,10 +44,10 @@ class EpochOrder:
         return former or self._dealt.left_out(epoch) > 0
 
     def length(self, epoch: int) -> int:
-        """Batches of this process in ``epoch``."""
+        """Batches in ``epoch`` of the process that has the most."""
         if isinstance(self._order, LengthOrder):
             self._order.set_epoch(epoch)  # workers that read far ahead have moved it on
-        return len(self._loader)
+        return self._dealt.length_of(0)
 
     def place(self, epoch: int) -> dict[str, Any]:
         """What a number of batches of ``epoch`` means, as it is saved; :meth:`go_on` takes it.

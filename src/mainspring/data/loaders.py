@@ -19,8 +19,9 @@ from mainspring.data.samplers import DealtBatches, IterableShard, seeded
 from mainspring.data.shared import Dealt, SharedLoader
 from mainspring.data.splitting import share_of_batch, split_order
 from mainspring.data.steady import steady
-from mainspring.data.together import AllShares, DispatchedLoader, InStepLoader
-from mainspring.errors import OptionError, Problem
+from mainspring.data.together import AllShares, Channel, DispatchedLoader
+from mainspring.data.uneven import divides_itself
+from mainspring.processes import side_channel
 
 _PIPES = tuple(getattr(torch.utils.data, name, ()) for name in ("IterDataPipe", "MapDataPipe"))
 _KNOWS_IN_ORDER = "in_order" in inspect.signature(DataLoader.__init__).parameters  # torch >= 2.6
@@ -61,7 +62,8 @@ class LoaderOptions:
 
 Reader = Literal["each", "first", "shards"]
 """``"each"``: every process reads what is its own, and all of a stream. ``"first"``: the first process reads, and sends.
-``"shards"``: of a stream that has a shard for every process, each reads whole ones."""
+``"shards"``: of a stream that has a shard for every process, each reads whole ones. A stream that gives each process
+samples of its own is read by each, whatever is asked."""
 
 READERS: Mapping[bool | None, Reader] = MappingProxyType({None: "each", True: "first", False: "shards"})
 """Who reads, by the setting `dispatch_batches`."""
@@ -90,6 +92,7 @@ def build_loader(
     stream: DataStream | None = None,
     split: bool = False,
     reader: Reader = "each",
+    channel: Channel = side_channel,
 ) -> SharedLoader:
     """Build the loader of one process.
 
@@ -112,6 +115,7 @@ def build_loader(
             of the process (or worker) give, and so do torch's data pipes, which seed themselves.
         split: Divide each batch among the processes.
         reader: Who reads.
+        channel: Gives the processes that share the data, where one of them reads for all.
 
     Raises:
         ValueError: If a batch is to be split and cannot be.
@@ -125,14 +129,16 @@ def build_loader(
         None if isinstance(dataset, _PIPES) else stream,
     )
     if isinstance(dataset, IterableDataset):
-        loader = parts.of_stream(seed or 0)
+        loader, apart = parts.of_stream(seed or 0)
     else:
         order = SequentialSampler(dataset) if sampler is None else sampler
         order = seeded(order, torch.initial_seed() if seed is None else seed)
         if parts.stream is not None:
             order = steady(order, batch_size, drop_last, parts.stream)
-        loader = parts.of_order(split_order(order, world_size) if split else order)
-    loader.dealt = Dealt(world_size, even)
+        loader, apart = parts.of_order(split_order(order, world_size) if split else order), False
+    loader.dealt = Dealt(world_size, even, apart)
+    if isinstance(loader, DispatchedLoader):
+        loader.channel = channel
     return loader
 
 
@@ -164,14 +170,31 @@ class _Parts:
         source = self._source(self.dataset, {"batch_sampler": AllShares(*rules)})
         return DispatchedLoader(self.dataset, source, sharing.rank, sharing.world_size, **arguments)
 
-    def of_stream(self, seed: int) -> SharedLoader:
-        """A loader of iterable data."""
+    def of_stream(self, seed: int) -> tuple[SharedLoader, bool]:
+        """A loader of iterable data, and whether each process reads data of its own."""
+        own = None if self.sharing.world_size == 1 else self._own_stream()
+        return (self._shared_stream(seed), False) if own is None else (self._apart(own), True)
+
+    def _own_stream(self) -> Any:
+        """What this process alone reads; None where all read the same."""
+        sharing, dataset = self.sharing, self.dataset
+        if divides_itself(dataset):
+            return dataset
+        if sharing.reader == "shards" and has_shards(dataset, sharing.world_size):
+            return dataset.shard(num_shards=sharing.world_size, index=sharing.rank)
+        return None
+
+    def _apart(self, dataset: Any) -> SharedLoader:
+        # Two processes read other samples here: they are not to draw the same numbers for them.
+        apart = self.stream and replace(self.stream, seed=mixed(self.stream.seed, self.sharing.rank))
+        arguments = self.arguments | {"batch_size": self.batch_size, "drop_last": self.drop_last}
+        return self._make(apart)(dataset, **arguments)
+
+    def _shared_stream(self, seed: int) -> SharedLoader:
         sharing, dataset = self.sharing, self.dataset
         arguments = self.arguments | {"batch_size": self.batch_size, "drop_last": self.drop_last}
         if sharing.world_size == 1:
             return self._make(self.stream)(dataset, **arguments)
-        if sharing.reader == "shards" and has_shards(dataset, sharing.world_size):
-            return self._of_own_shards(arguments)
         # Where every process reads the whole stream, all end at the same time, whatever shards it has.
         rules = (self.drop_last, sharing.rank, sharing.world_size, seed, sharing.even)
         share = IterableShard(dataset, self.batch_size, *rules)
@@ -180,14 +203,6 @@ class _Parts:
         rounds = IterableShard(dataset, self.batch_size * sharing.world_size, self.drop_last, 0, 1, seed, sharing.even)
         sizes = {"batch_size": self.batch_size, "drop_last": self.drop_last}
         return DispatchedLoader(share, self._source(rounds, sizes), sharing.rank, sharing.world_size, **arguments)
-
-    def _of_own_shards(self, arguments: dict[str, Any]) -> SharedLoader:
-        sharing = self.sharing
-        own = self.dataset.shard(num_shards=sharing.world_size, index=sharing.rank)
-        # Two processes read other samples here: they are not to draw the same numbers for them.
-        apart = self.stream and replace(self.stream, seed=mixed(self.stream.seed, sharing.rank))
-        loader = self._make(apart)(own, **arguments)
-        return InStepLoader(loader, sharing.rank, sharing.world_size, **arguments) if sharing.even else loader
 
     @property
     def _dispatches(self) -> bool:
@@ -207,28 +222,3 @@ def has_shards(dataset: object, world_size: int) -> bool:
     """Whether this is a stream of ``datasets`` with a shard for every process."""
     kind = getattr(sys.modules.get("datasets"), "IterableDataset", ())
     return isinstance(dataset, kind) and getattr(dataset, "num_shards", 0) >= world_size
-
-
-def refuse_uneven(loader: SharedLoader) -> None:
-    """Refuse a loader of which some process may have a batch more than others: in training these would wait forever.
-
-    Raises:
-        OptionError: Naming the setting that asked for it.
-    """
-    if loader.dealt.even or loader.dealt.world_size == 1:
-        return
-    why = _unevenness(loader)
-    if why is not None:
-        fix = "set dataloader_drop_last=True, or leave it out: then the last round is filled up"
-        raise OptionError([Problem("accelerator_config", {"even_batches": False}, why, fix)])
-
-
-def _unevenness(loader: SharedLoader) -> str | None:
-    world_size, batches = loader.dealt.world_size, loader.batch_sampler
-    if not isinstance(batches, DealtBatches):
-        why = "a stream may end with batches for some processes only, for which the others would wait"
-        return None if loader.drop_last and isinstance(loader.dataset, IterableShard) else why
-    counts = [batches.length_of(rank) for rank in range(world_size)]
-    if counts[0] == counts[-1]:
-        return None
-    return f"the processes would have {counts[-1]} to {counts[0]} batches in an epoch, and wait for each other"

@@ -13,6 +13,7 @@ from itertools import chain, islice
 from typing import Any
 
 import torch
+from torch import distributed as dist
 from torch.utils.data import DataLoader, IterableDataset
 
 from mainspring.data.drawn import DrawnLoader
@@ -29,6 +30,7 @@ from mainspring.data.foreign_loaders import (
 from mainspring.data.samplers import DealtBatches
 from mainspring.data.shared import SharedLoader
 from mainspring.data.together import DispatchedLoader
+from mainspring.data.uneven import may_end_apart
 from mainspring.seeding import RNG_SAFE_GLOBALS, capture_host_rng, restore_host_rng
 
 logger = logging.getLogger(__name__)
@@ -91,7 +93,7 @@ def _without_state(loader: Iterable[Any], skip: int) -> Iterator[Any]:
         return entered(loader, skip)
     positioned = _positioned(loader, skip)
     if positioned is None:
-        return _read_past(iter(loader), skip)
+        return _read_past(iter(loader), skip, may_be_short=_others_may_go_on(loader))
     batches = iter(positioned)
     if skip and _is_accelerates(loader):  # it begins with its first batch
         batches = chain(list(islice(batches, 1)), batches)
@@ -117,7 +119,7 @@ def capture_position(loader: object, start: Mapping[str, Any] | None = None, bat
         return capture_position(loader.source, start, batches)
     if is_own_place(loader):
         return _own_place(loader, start, batches)
-    if type(loader) is not DrawnLoader or not isinstance(loader.dataset, IterableDataset):
+    if type(loader) is not DrawnLoader or not isinstance(loader.dataset, IterableDataset) or loader.dealt.apart:
         return None
     position, obstacle = loader.position(), loader.obstacle()
     if position is not None and not _loads_safely(position):
@@ -211,11 +213,15 @@ def _is_accelerates(loader: object) -> bool:
     )
 
 
-def _read_past(batches: Iterator[Any], skip: int) -> Iterator[Any]:
+def _others_may_go_on(loader: object) -> bool:
+    return dist.is_available() and dist.is_initialized() and may_end_apart(loader)
+
+
+def _read_past(batches: Iterator[Any], skip: int, may_be_short: bool) -> Iterator[Any]:
     started = time.monotonic()
     last_read = deque(enumerate(islice(batches, skip), start=1), maxlen=1)
     done, seconds = last_read[0][0] if last_read else 0, time.monotonic() - started
-    if done < skip:
+    if done < skip and not may_be_short:
         logger.warning("asked to resume after %d batches of the epoch, but the data gave only %d", skip, done)
     else:
         level = logging.WARNING if seconds > _LONG else logging.INFO

@@ -14,10 +14,12 @@ class Dealt(NamedTuple):
     Attributes:
         world_size: Number of processes that share them.
         even: Whether the last round is completed with samples from the start.
+        apart: Whether each process reads data of its own, rather than its part of what they share.
     """
 
     world_size: int
     even: bool
+    apart: bool = False
 
 
 class SharedLoader(DataLoader[Any]):
@@ -34,6 +36,13 @@ class SharedLoader(DataLoader[Any]):
     dealt = Dealt(1, even=True)
     place: Callable[[Any], Any] | None = None
     _is_accelerate_prepared = True
+
+    @property
+    def ends_apart(self) -> bool:
+        """Whether another process may have more batches, or fewer."""
+        if self.dealt.world_size == 1:
+            return False
+        return self.dealt.apart or not (self.dealt.even or getattr(self.batch_sampler, "drop_last", False))
 
     def __iter__(self) -> Any:
         return self.placed(super().__iter__())

@@ -1,22 +1,24 @@
-"""Loaders of several processes that take every batch together: one reads for all, or each reads shards of its own."""
+"""A loader of several processes that take every batch together: one reads for all."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import torch
 from torch import distributed as dist
-from torch.utils.data import DataLoader
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from mainspring.data.samplers import DealtBatches
 from mainspring.data.shared import SharedLoader
+from mainspring.processes import side_channel
 
 Begin = Callable[[SharedLoader], Iterator[Any]]
 """Makes the iterator of a loader, from wherever it is to begin."""
+
+Channel = Callable[[], Any]
+"""Gives the process group, on the host, of those that share the data."""
 
 
 class AllShares(DealtBatches):
@@ -50,6 +52,9 @@ class DispatchedLoader(SharedLoader):
         rank: This process, from 0.
         world_size: Number of processes; all of them take their batches in step.
         arguments: Those of ``DataLoader``.
+
+    Attributes:
+        channel: Asked once for what the batches are sent through.
     """
 
     def __init__(self, dataset: Any, source: SharedLoader, rank: int, world_size: int, **arguments: Any) -> None:
@@ -57,6 +62,7 @@ class DispatchedLoader(SharedLoader):
         self.source = source
         self.rank = rank
         self.world_size = world_size
+        self.channel: Channel = side_channel
         self._group: Any = None
 
     def __iter__(self) -> Any:
@@ -91,65 +97,8 @@ class DispatchedLoader(SharedLoader):
         return [_Parcel(dealt[rank : rank + 1], more) for rank in range(self.world_size)]
 
     def _exchange(self, parcels: list[_Parcel] | None) -> _Parcel:
-        self._group = _group() if self._group is None else self._group
+        self._group = self.channel() if self._group is None else self._group
         box: list[Any] = [None]
-        dist.scatter_object_list(box, parcels, src=0, group=self._group)
+        dist.scatter_object_list(box, parcels, src=dist.get_global_rank(self._group, 0), group=self._group)
         parcel: _Parcel = box[0]
         return parcel
-
-
-class InStepLoader(SharedLoader):
-    """A loader whose processes read shards of their own, and end an epoch together although these differ in size.
-
-    With ``drop_last`` the epoch ends with the first process that has no full batch left. Else it ends with the last one,
-    and those that are through take their first batch again.
-
-    Args:
-        source: The loader of this process's own shards; its attributes are this one's.
-        rank: This process, from 0.
-        world_size: Number of processes; all of them take their batches in step.
-        arguments: Those with which ``source`` was made.
-    """
-
-    def __init__(self, source: DataLoader[Any], rank: int, world_size: int, **arguments: Any) -> None:
-        super().__init__(source.dataset, **arguments)
-        self.source = source
-        self.rank = rank
-        self.world_size = world_size
-        self._group: Any = None
-
-    def set_epoch(self, epoch: int) -> None:
-        """Tell it to the loader inside."""
-        set_epoch = getattr(self.source, "set_epoch", None)
-        if callable(set_epoch):
-            set_epoch(epoch)
-
-    def __iter__(self) -> Any:
-        return self.placed(self._in_step(iter(self.source)))
-
-    def _in_step(self, batches: Iterator[Any]) -> Iterator[Any]:
-        first: list[Any] = []
-        while True:
-            own = list(islice(batches, 1))
-            there = self._who_has_one(bool(own))
-            if not any(there) or (self.drop_last and not all(there)):
-                return
-            if not first and not all(there):
-                empty = [rank for rank, has_one in enumerate(there) if not has_one]
-                raise ValueError(
-                    f"the shards of process {', '.join(map(str, empty))} are empty: use other shards, or leave out "
-                    "dispatch_batches=False, so that every process reads the whole stream"
-                )
-            first = first or copy.deepcopy(own)  # what is handed out may be changed
-            yield (own or copy.deepcopy(first))[0]
-
-    def _who_has_one(self, has_one: bool) -> list[bool]:
-        self._group = _group() if self._group is None else self._group
-        every = [torch.zeros(1, dtype=torch.int32) for _ in range(self.world_size)]
-        dist.all_gather(every, torch.tensor([has_one], dtype=torch.int32), group=self._group)
-        return [bool(flag.item()) for flag in every]
-
-
-def _group() -> Any:
-    """A group of its own: its exchanges have no order with the gradients', and need no GPU."""
-    return dist.new_group(backend="gloo")

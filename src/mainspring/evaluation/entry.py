@@ -103,6 +103,6 @@ def _with_speed(trainer: Trainer, output: EvalLoopOutput, prefix: str, started: 
     # Preparing the model is not part of the evaluation's speed.
     started += metrics.get(f"{prefix}_model_preparation_time", 0.0)
     samples = output.num_samples or 0
-    steps = math.ceil(samples / (trainer.args.eval_batch_size * trainer.args.world_size))
+    steps = math.ceil(samples / (trainer.args.eval_batch_size * trainer._engine.data_world_size))
     metrics.update(speed_metrics(prefix, started, num_samples=samples, num_steps=steps))
     return metrics

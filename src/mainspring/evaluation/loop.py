@@ -46,6 +46,7 @@ class EvaluationLoop:
         self.loss_only = loss_only
         self.ignore_keys = ignore_keys
         self.observed = 0
+        self._knows_all_rows = True  # those of all processes, in every batch
         self.metric = metric_of(trainer)
         self.losses = losses_of(trainer)
         self.kept = Kept(shelf, self.args.eval_do_concat_batches, _length(loader))
@@ -61,6 +62,7 @@ class EvaluationLoop:
         for inputs, rows in engine.evaluation_batches(self.loader):
             held = find_batch_size(inputs) or 0
             self.observed += held if rows is None else sum(rows)
+            self._knows_all_rows &= rows is not None or engine.world_size == 1
             self._one_batch(model, inputs, held, self._counted(rows, held))
             self.trainer._fire("on_prediction_step")
             self.trainer._heed_stop_in_evaluation()
@@ -68,7 +70,7 @@ class EvaluationLoop:
 
     def _counted(self, rows: list[int] | None, held: int) -> int:
         """How many of this process's rows are no filling."""
-        rank = self.trainer._engine.rank
+        rank = self.trainer._engine.data_rank
         if rows is not None:
             return rows[rank]
         state = self.trainer.accelerator.gradient_state
@@ -125,7 +127,7 @@ class EvaluationLoop:
         return EvalLoopOutput(arrays.predictions, arrays.labels, metrics, self._num_samples())
 
     def _num_samples(self) -> int:
-        if self.trainer._engine.world_size == 1:
+        if self._knows_all_rows:
             return self.observed
         known = _length(self.loader)
         if known is None and has_length(self.loader):
@@ -150,7 +152,9 @@ def evaluation_loop(
     if callable(getattr(trainer.optimizer, "eval", None)):
         trainer.optimizer.eval()  # schedule-free optimizers swap in averaged weights
     trainer.callback_handler.eval_dataloader = loader
-    with trainer._recurrence.apart(), Shelf(trainer._evaluation_memory()) as shelf:
+    phase = f"{description.lower()} after update {trainer.state.global_step}"
+    engine, memory = trainer._engine, trainer._evaluation_memory()
+    with engine.during(phase), trainer._recurrence.apart(), Shelf(memory) as shelf:
         evaluation = EvaluationLoop(trainer, loader, loss_only, ignore_keys, _for_result(trainer, description), shelf)
         evaluation.run(model)
         return evaluation.finish(prefix)

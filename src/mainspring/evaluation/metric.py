@@ -37,11 +37,19 @@ class OfAll(NoMetric):
 
     needs_arrays = True
 
-    def __init__(self, function: Any) -> None:
+    def __init__(self, function: Any, trainer: Trainer) -> None:
         self._function = function
+        self._trainer = trainer
 
     def of_all(self, arrays: Outputs) -> dict[str, Any]:
-        """The function's answer; none without predictions or labels."""
+        """The function's answer, which the main process asks for and tells the others."""
+        if not self._trainer._own.metric_once:
+            return self._answer(arrays)
+        answer: dict[str, Any] = self._trainer._by_main_process(lambda: self._answer(arrays))
+        return answer
+
+    def _answer(self, arrays: Outputs) -> dict[str, Any]:
+        """None without predictions or labels."""
         if arrays.predictions is None or arrays.labels is None:
             return {}
         found: dict[str, Any] = self._function(_prediction(arrays))
@@ -92,7 +100,7 @@ def metric_of(trainer: Trainer) -> NoMetric:
         return NoMetric()
     if trainer.args.batch_eval_metrics:
         return OfEach(function, trainer)
-    return OfStream(streamed(function, trainer._engine)) if is_streaming(function) else OfAll(function)
+    return OfStream(streamed(function, trainer._engine)) if is_streaming(function) else OfAll(function, trainer)
 
 
 def _prediction(outputs: Outputs) -> EvalPrediction:

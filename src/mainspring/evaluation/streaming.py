@@ -144,9 +144,9 @@ class Merging(Streamed):
 
     def _join(self) -> None:
         own: Any = self._metric
-        merged = self._engine.share(own, source=0)
-        for rank in range(1, self._engine.world_size):
-            merged.merge(self._engine.share(own, source=rank))
+        merged = self._engine.pass_on(own, source=0)
+        for rank in range(1, self._engine.data_world_size):
+            merged.merge(self._engine.pass_on(own, source=rank))
         self._metric = merged
 
 
