@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 __all__ = [
+    "EXIT_LOST",
     "EXIT_RESUMABLE",
     "CheckpointError",
     "MainspringError",
@@ -21,6 +22,8 @@ __all__ = [
     "OptionError",
     "Preempted",
     "Problem",
+    "ProcessesError",
+    "between_processes",
     "did_you_mean",
     "printed",
 ]
@@ -77,6 +80,35 @@ class MissingPackageError(MainspringError, ImportError):
 class CheckpointError(MainspringError, ValueError):
     """A checkpoint is absent, incomplete or not what was expected."""
 
+
+class ProcessesError(MainspringError, RuntimeError):
+    """The processes of a run have lost each other: one ended, the network is cut, or `ddp_timeout` has passed.
+
+    The run can be continued from its newest checkpoint.
+
+    Attributes:
+        phase: What this process was doing, such as "training, update 17".
+    """
+
+    def __init__(self, message: str, phase: str = "") -> None:
+        super().__init__(message)
+        self.phase = phase
+
+
+def between_processes(error: BaseException) -> bool:
+    """Whether torch raised this because something between processes failed: gloo, NCCL, or the store where they meet.
+
+    gloo has no exception of its own, only a `RuntimeError` whose text names its source file.
+    """
+    if not isinstance(error, RuntimeError) or isinstance(error, MainspringError):
+        return False
+    kinds = type(error).__mro__
+    torchs = any(kind.__module__.startswith("torch") and kind.__name__ == "DistError" for kind in kinds)
+    return torchs or "/gloo/" in str(error)
+
+
+EXIT_LOST = 69
+"""Exit status of a process that waited for others longer than torch itself allows: EX_UNAVAILABLE of sysexits.h."""
 
 EXIT_RESUMABLE = 75
 """Exit status of a run that was stopped and can be continued: EX_TEMPFAIL of sysexits.h."""

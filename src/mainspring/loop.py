@@ -110,7 +110,8 @@ class Run:
 
 def fit(trainer: Trainer, run: Run) -> TrainOutput:
     """Train from where the run starts to the end of its plan."""
-    with run.stops.listen():
+    engine = trainer._engine
+    with run.stops.listen(), engine.during(lambda: f"training, update {trainer.state.global_step + 1}"):
         with trainer._saving_on_exception(run):
             trainer._fire("on_train_begin")
             _begin(trainer, run)
@@ -121,7 +122,8 @@ def fit(trainer: Trainer, run: Run) -> TrainOutput:
                 if trainer.control.should_training_stop:
                     break
             _heed_stop(trainer, run)  # between processes an answer comes with the question after it
-        output = trainer._finalize_training(run.trial, run.plan.num_train_samples, run.start_time)
+        with engine.during("the end of training"):
+            output = trainer._finalize_training(run.trial, run.plan.num_train_samples, run.start_time)
         _heed_late_stop(trainer, run)
     return output
 
@@ -172,10 +174,11 @@ def run_epoch(trainer: Trainer, run: Run, epoch: int, skip: int) -> None:
             control.should_training_stop = True
             break
         micro_batches, num_items = trainer.get_batch_samples(batches, size, trainer._engine.device)
-        if not micro_batches:
+        idle = trainer._idle_batches(batches, micro_batches)
+        if not micro_batches and not idle:
             break
         read_anything = True
-        update(micro_batches, num_items)
+        update(micro_batches, num_items, idle)
         control = trainer.control
         if control.should_epoch_stop or control.should_training_stop:
             break
@@ -255,14 +258,21 @@ class UpdateRunner:
         self._training_step = adapt(trainer.training_step, ("model", "inputs", "num_items_in_batch"))
         self._maybe_log_save_evaluate = adapt(trainer._maybe_log_save_evaluate, _LOG_SAVE_EVALUATE)
 
-    def __call__(self, micro_batches: list[Any], num_items: Tensor | int | None) -> None:
-        """One optimizer update: see `mainspring.callbacks.base` for the order of events."""
+    def __call__(self, micro_batches: list[Any], num_items: Tensor | int | None, idle: list[Any]) -> None:
+        """One optimizer update: see `mainspring.callbacks.base` for the order of events.
+
+        Args:
+            micro_batches: What is learned from.
+            num_items: The items in them, over all processes.
+            idle: Batches of which nothing counts, where other processes have more micro-batches than this one.
+        """
         trainer, run = self.trainer, self.run
-        trainer.current_gradient_accumulation_steps = run.plan.parts_of_loss(len(micro_batches))
+        count = len(micro_batches) + len(idle)
+        trainer.current_gradient_accumulation_steps = run.plan.parts_of_loss(len(micro_batches) or count)
         trainer._weigh(micro_batches)
         trainer._fire("on_step_begin")
-        whole = run.carried + len(micro_batches) == self._whole or self._steps_when_short
-        if not self._accumulate(micro_batches, num_items, len(micro_batches) - 1 if whole else None):
+        whole = run.carried + count == self._whole or self._steps_when_short
+        if not self._accumulate(micro_batches, idle, num_items, count - 1 if whole else None):
             return
         self._step(trainer)
         self._advance(trainer)
@@ -272,29 +282,43 @@ class UpdateRunner:
             run.boundary = trainer._boundary()
         _heed_stop(trainer, run)
 
-    def _accumulate(self, micro_batches: list[Any], num_items: Tensor | int | None, last: int | None) -> bool:
+    def _accumulate(
+        self, micro_batches: list[Any], idle: list[Any], num_items: Tensor | int | None, last: int | None
+    ) -> bool:
         """Forward and backward of every micro-batch; False where no step follows.
 
         That is where a callback stopped the epoch in between, or where `last`, the one that completes the update, is
         None because the data ended too early.
         """
         trainer, model = self.trainer, self.run.model
-        engine, window = trainer._engine, trainer._window
-        since_log = trainer.state.global_step - trainer._globalstep_last_logged
-        for position, batch in enumerate(micro_batches):
-            with engine.accumulate(model, position == last):
-                loss = self._training_step(model, batch, num_items)
-            window.add(loss, since_log)
-            trainer._account(batch)
+        learned, all_of_it = len(micro_batches), [*micro_batches, *idle]
+        for position, batch in enumerate(all_of_it):
+            with trainer._engine.accumulate(model, position == last):
+                if position < learned:
+                    self._learn(model, batch, num_items)
+                else:
+                    self._idle(model, batch, num_items)
             self.done += 1
             if position != last:
                 trainer._fire("on_substep_end")
                 if trainer.control.should_epoch_stop or trainer.control.should_training_stop:
                     trainer._parts_of(model).forget_gradients()  # half an update must not leak into the next one
+                    trainer._engine.forget_gradients(model)
                     self.run.carried = 0
                     return False
-        self.run.carried = self.run.plan.carried(self.run.carried + len(micro_batches))
+        self.run.carried = self.run.plan.carried(self.run.carried + len(all_of_it))
         return last is not None
+
+    def _learn(self, model: nn.Module, batch: Any, num_items: Tensor | int | None) -> None:
+        trainer = self.trainer
+        loss = self._training_step(model, batch, num_items)
+        trainer._window.add(loss, trainer.state.global_step - trainer._globalstep_last_logged)
+        trainer._account(batch)
+
+    def _idle(self, model: nn.Module, batch: Any, num_items: Tensor | int | None) -> None:
+        """Take part in what the others compute together, with nothing of one's own."""
+        with self.trainer._resting():
+            self._training_step(model, batch, num_items)
 
     def _step(self, trainer: Trainer) -> None:
         """Clip, step, move the schedule, forget the gradients."""

@@ -28,8 +28,13 @@ def _imported(name: str) -> ModuleType | None:
 
 def _is_a(obj: object, module: str, *names: str) -> bool:
     """Whether `obj` is an instance of one of these classes of a module, without importing it."""
+    return isinstance(obj, _named(module, *names))
+
+
+def _named(module: str, *names: str) -> tuple[type, ...]:
+    """These classes of a module that was imported, those of them that it has."""
     found = _imported(module)
-    return isinstance(obj, tuple(getattr(found, name) for name in names if hasattr(found, name)))
+    return tuple(getattr(found, name) for name in names if hasattr(found, name))
 
 
 # Wrappers ---------------------------------------------------------------------------------------------------------
@@ -60,6 +65,19 @@ def _inside(model: nn.Module) -> nn.Module | None:
     return inner
 
 
+def devices_of_map(model: object) -> list[Any]:
+    """The accelerators on which the model's layers were placed when it was loaded, each once; none without a map."""
+    placed = getattr(model, "hf_device_map", None) or {}
+    return list(dict.fromkeys(device for device in placed.values() if device not in ("cpu", "disk")))
+
+
+def is_quantized_base(model: nn.Module) -> bool:
+    """Whether the model is quantized, has no adapters beside its weights, and its quantizer trains none of them."""
+    if not getattr(model, "is_quantized", False) or getattr(model, "_hf_peft_config_loaded", False) or is_peft(model):
+        return False
+    return not getattr(getattr(model, "hf_quantizer", None), "is_qat_trainable", False)
+
+
 def is_peft(model: object) -> bool:
     """Whether this is a PEFT model (of any mixture of adapters)."""
     return _is_a(model, "peft", "PeftModel", "PeftMixedModel")
@@ -87,7 +105,11 @@ def _core(model: nn.Module | type[nn.Module]) -> nn.Module | type[nn.Module]:
 
 def _class_of(model: nn.Module | type[nn.Module]) -> type[nn.Module]:
     core = _core(model)
-    return core if isinstance(core, type) else type(core)
+    cls = core if isinstance(core, type) else type(core)
+    if not issubclass(cls, _named("torch.distributed.fsdp", "FSDPModule")):
+        return cls
+    written: type[nn.Module] = cls.__bases__[-1]  # sharding in place has put a class of its own name around it
+    return written
 
 
 # What forward takes -----------------------------------------------------------------------------------------------
@@ -157,7 +179,7 @@ def is_causal_lm(model: nn.Module) -> bool:
         return False
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    return type(core).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    return _class_of(core).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
 
 
 def is_encoder_decoder(model: nn.Module) -> bool:

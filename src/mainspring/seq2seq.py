@@ -168,7 +168,8 @@ class Seq2SeqTrainer(Trainer):
     def _generate(self, inputs: dict[str, Any], gen_kwargs: Mapping[str, Any]) -> tuple[Tensor, int]:
         """The texts that the model generates for a batch, and the width that they were filled up to."""
         gen_kwargs = self._with_sharding(self._completed(gen_kwargs))
-        texts, width = self._generation.texts(self.model, inputs, gen_kwargs, self._pad_token)
+        with self._engine.generating(self.model):
+            texts, width = self._generation.texts(self.model, inputs, gen_kwargs, self._pad_token)
         return self._pad_tensors_to_max_len(texts, width), width
 
     def _with_sharding(self, gen_kwargs: Mapping[str, Any]) -> dict[str, Any]:

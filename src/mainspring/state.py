@@ -435,7 +435,8 @@ class Progress:
         epoch_samples: samples of this epoch consumed, over all processes.
         batch_size: samples per process and micro-batch with which they were counted.
         world_size: number of processes with which they were counted.
-        window_loss: sum of the losses since the last log.
+        window_loss: sum of the losses since the last log, as a mean over the processes.
+        window_losses: that of each share of the data: a mean of sums is rounded otherwise than a sum of means.
         window_steps: updates since the last log.
         window_positions: positions of the batches since the last log that tell of their padding, over all processes.
         window_tokens: those of them that are no padding.
@@ -457,6 +458,7 @@ class Progress:
     batch_size: int = 0
     world_size: int = 1
     window_loss: float = 0
+    window_losses: list[float] = field(default_factory=list)
     window_steps: int = 0
     window_positions: int = 0
     window_tokens: int = 0

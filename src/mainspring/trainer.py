@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TextIO
 
@@ -43,7 +44,7 @@ from mainspring.data.epoch_order import EpochOrder
 from mainspring.data.foreign_loaders import start_of_epoch
 from mainspring.data.grouping import LengthGroupedSampler
 from mainspring.data.lengths import Lengths
-from mainspring.data.loaders import READERS, LoaderOptions, build_loader, refuse_uneven
+from mainspring.data.loaders import READERS, LoaderOptions, build_loader
 from mainspring.data.orders import BudgetBatches, GroupedOrder, RebalancedBatches, Specification
 from mainspring.data.packing import (
     TOKENS,
@@ -60,6 +61,8 @@ from mainspring.data.random_stream import DataStream
 from mainspring.data.samplers import EpochRandomSampler, IterableShard
 from mainspring.data.splitting import share_of_batch
 from mainspring.data.steady import GlobalOrder
+from mainspring.data.uneven import Agreed, UnevenBatches, may_end_apart, most_batches, reads_its_own
+from mainspring.engines.choice import check_subjects
 from mainspring.errors import OptionError, Problem, did_you_mean
 from mainspring.legacy import OlderNames
 from mainspring.loss import LabelSmoother, WatchedCount, count_items, loss_of, weights_of
@@ -107,7 +110,7 @@ _LoaderParts = tuple[Any, Callable[..., Any], Sampler[Any] | None]
 
 if TYPE_CHECKING:
     from mainspring.engines.accelerator import MainspringAccelerator
-    from mainspring.engines.base import SingleProcess
+    from mainspring.engines.base import EngineOptions, SingleProcess
 
 logger = get_logger(__name__)
 
@@ -241,20 +244,29 @@ class Trainer(OlderNames):
         if not isinstance(self.model, nn.Module):
             raise TypeError(f"model={self.model!r} is not a torch.nn.Module: pass one, or a function as model_init")
         models.refuse_label_argument(self.model)
-        device_map = getattr(self.model, "hf_device_map", None) or {}
-        self.is_model_parallel = len({device for device in device_map.values() if device not in ("cpu", "disk")}) > 1
+        self.is_model_parallel = len(models.devices_of_map(self.model)) > 1
+        if self.is_model_parallel and self.args.n_gpu > 1:
+            self._drive_one_device()
         self.place_model_on_device = self._should_place_model()
         if self.place_model_on_device:
             self._move_model_to_device(self.model, self.args.device)
         self.model_wrapped: nn.Module = self.model
         self._inspect_model()
 
+    def _drive_one_device(self) -> None:
+        """The model lies on several GPUs by itself: a batch is not divided among them."""
+        if isinstance(self.args, TrainingArguments):
+            self.args._drive_one_device()
+        else:
+            self.args._n_gpu = 1
+
     def _should_place_model(self) -> bool:
         if self.args.place_model_on_device is not None:
             return bool(self.args.place_model_on_device)
         half_evaluation = self.args.fp16_full_eval or self.args.bf16_full_eval
         quantized = getattr(self.model, "quantization_method", None) == "bitsandbytes"
-        return not (self.is_model_parallel or half_evaluation or quantized)
+        pieces = self._engine.replaces_parameters  # which are moved one by one: a device may not hold all of them
+        return not (self.is_model_parallel or half_evaluation or quantized or pieces)
 
     def _inspect_model(self) -> None:
         self.model_accepts_loss_kwargs = models.accepts_loss_kwargs(self.model)
@@ -297,7 +309,7 @@ class Trainer(OlderNames):
         self.hub_model_id: str | None = None
         self.deepspeed: Any = None
         self.is_deepspeed_enabled = False
-        self.is_fsdp_enabled = False
+        self.is_fsdp_enabled = self._engine.is_fsdp
         self.neftune_noise_alpha = self.args.neftune_noise_alpha
         self.current_flos: float = 0.0
         self.current_gradient_accumulation_steps = self.args.gradient_accumulation_steps
@@ -307,6 +319,10 @@ class Trainer(OlderNames):
         self._tokens_waiting: Tensor | int = 0  # input tokens of this process that the state does not have yet
         self._train_batch_size: int = self.args.train_batch_size  # per process
         self._epoch_order: EpochOrder | None = None  # the order behind the loader in training, where it is ours
+        self._agreed: Agreed | None = (
+            None  # what the processes have for this update, where they may have unequally much
+        )
+        self._reading: Iterator[Any] = iter(())  # the batches of the epoch under way
         self._update_weight: Tensor | None = (
             None  # labels, or rows, of the update being made, where its parts are weighed
         )
@@ -371,6 +387,7 @@ class Trainer(OlderNames):
                 "optimizers cannot be combined with model_init, whose models are new at each train(): "
                 "override create_optimizer and create_scheduler instead"
             )
+        check_subjects(self._engine, self.model, given_optimizer=self.optimizer is not None)
         self._validate_batch_metrics()
         if args.eval_strategy != "no" and self.eval_dataset is None and not _overrides(self, "get_eval_dataloader"):
             raise ValueError(
@@ -462,18 +479,28 @@ class Trainer(OlderNames):
         if isinstance(self.args, TrainingArguments):
             _ = self.args.distributed_state  # Accelerate's state is one per process: make it this run's
         self.accelerator: MainspringAccelerator = build_accelerator(**self._build_accelerator_args())
-        self._engine: SingleProcess = build_engine(self.accelerator, self._wrap_options())
+        self._engine: SingleProcess = build_engine(self.accelerator, self._engine_options())
         self._engine.exact_rows = self._own.cut_filling
         self._engine.sync_each_batch = bool((self._settings.gradient_accumulation_kwargs or {}).get("sync_each_batch"))
+        disks = ckpt.DiskPerMachine if self.args.save_on_each_node else ckpt.OneDisk
+        self._disk: ckpt.Disk = disks(self._engine, self.args.should_save)
+        self._refuse_scattered_shards()
         self._saver = ckpt.Saver(
             self._engine,
             writes=self.args.should_save,
             raises=self._saving.raises,
             in_background=self._saving.in_background,
+            disk=self._disk,
         )
         self.gather_function: Callable[..., Any] = self.accelerator.gather_for_metrics
         if self.args.eval_use_gather_object:
             self.gather_function = lambda data: self.accelerator.gather_for_metrics(data, use_gather_object=True)
+
+    def _refuse_scattered_shards(self) -> None:
+        if self.args.save_on_each_node and self._engine.replaces_parameters:
+            why = "each process holds a part of the weights, and no machine all of them"
+            fix = "save on a disk that all machines share, and leave the option out"
+            raise OptionError([Problem("save_on_each_node", True, why, fix)])
 
     def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
         """Keywords for the accelerator; override to change one."""
@@ -488,19 +515,31 @@ class Trainer(OlderNames):
         }
         return {**arguments, **kwargs}
 
-    def _wrap_options(self) -> Any:
-        from mainspring.engines.base import WrapOptions
+    def _engine_options(self) -> EngineOptions:
+        from mainspring.arguments.fsdp_config import fsdp_settings
+        from mainspring.arguments.parallel_sizes import parallel_sizes
+        from mainspring.engines.base import EngineOptions, WrapOptions
+        from mainspring.engines.mesh import agreed_sizes
 
         args = self.args
-        find_unused = args.ddp_find_unused_parameters
-        if find_unused is None:
-            # Recomputing activations and searching for unused parameters exclude each other in torch.
-            find_unused = not (models.is_pretrained(self.model) and args.gradient_checkpointing)
-        return WrapOptions(
-            find_unused_parameters=find_unused,
+        ddp = WrapOptions(
+            find_unused_parameters=args.ddp_find_unused_parameters,
             bucket_cap_mb=args.ddp_bucket_cap_mb,
             broadcast_buffers=args.ddp_broadcast_buffers,
             static_graph=args.ddp_static_graph,
+            comm_hook=getattr(args, "ddp_comm_hook", None),
+            # Recomputing activations and searching for unused parameters exclude each other in torch.
+            finds_unused=not (models.is_pretrained(self.model) and args.gradient_checkpointing),
+        )
+        return EngineOptions(
+            ddp=ddp,
+            fsdp=fsdp_settings(args),
+            parallelism=agreed_sizes(parallel_sizes(args), self.model),
+            deepspeed=bool(args.deepspeed),
+            devices=1 if len(models.devices_of_map(self.model)) > 1 else max(1, args.n_gpu),
+            compiles=bool(args.torch_compile),
+            packs=self._packs.wanted,
+            weighs_parts=self._own.weigh_micro_batches,
         )
 
     def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> nn.Module:
@@ -524,16 +563,16 @@ class Trainer(OlderNames):
         return bool(self.args.process_index == 0)
 
     def get_tp_size(self) -> int:
-        """Number of processes that share each layer: 1, tensor parallelism is not used."""
-        return 1
+        """Number of processes that share each layer, by tensor parallelism."""
+        return self._engine.size_of("tp")
 
     def get_cp_size(self) -> int:
-        """Number of processes that share each sequence by context parallelism: 1."""
-        return 1
+        """Number of processes that share each sequence, by context parallelism."""
+        return self._engine.size_of("cp")
 
     def get_sp_size(self) -> int:
-        """Number of processes that share each sequence by sequence parallelism: 1."""
-        return 1
+        """Number of processes that share each sequence, by sequence parallelism."""
+        return self._engine.size_of("sp")
 
     def end(self) -> None:
         """Leave the process group: the last call of a script, after which no other may need the other processes."""
@@ -609,14 +648,14 @@ class Trainer(OlderNames):
             if is_training and iterable:
                 self._refuse_order_of_stream()
             data, collate, sampler = self._one_by_one(dataset, description, None if iterable else sampler_fn)
-        loader = build_loader(
+        return build_loader(
             data,
             batch_size=batch_size,
             collate_fn=collate,
             sampler=sampler,
             drop_last=self.args.dataloader_drop_last,
-            rank=self._engine.rank,
-            world_size=self._engine.world_size,
+            rank=self._engine.data_rank,
+            world_size=self._engine.data_world_size,
             options=self._loader_options(),
             seed=self._data_seed(),
             worker_init_fn=self._worker_init(seeds=is_training and not iterable),
@@ -625,10 +664,8 @@ class Trainer(OlderNames):
             stream=self._data_stream(),
             split=self._settings.split_batches,
             reader=READERS[self._settings.dispatch_batches],
+            channel=self._engine.data_channel,
         )
-        if is_training:
-            refuse_uneven(loader)
-        return loader
 
     def _packed(self, dataset: Any, description: str) -> _LoaderParts:
         """The samples by the row, the collator of rows, and their order."""
@@ -691,13 +728,17 @@ class Trainer(OlderNames):
         )
 
     def _worker_init(self, seeds: bool) -> Callable[[int], None]:
-        num_workers, rank = self.args.dataloader_num_workers, self.args.process_index
+        num_workers, rank = self.args.dataloader_num_workers, self._engine.data_rank
         return partial(_start_worker, num_workers=num_workers, rank=rank, seeds=seeds)
 
     def _data_stream(self) -> DataStream | None:
         """What data sets and collators draw from; None leaves them the global generators."""
         engine = self._engine
-        return DataStream(self._data_seed(), engine.rank, engine.world_size) if self._own.own_data_stream else None
+        return (
+            DataStream(self._data_seed(), engine.data_rank, engine.data_world_size)
+            if self._own.own_data_stream
+            else None
+        )
 
     def _data_seed(self) -> int:
         return int(self.args.seed if self.args.data_seed is None else self.args.data_seed)
@@ -730,7 +771,7 @@ class Trainer(OlderNames):
             strategy,
             batch_size=None if strategy == "token_budget" else self._own_batch(self._train_batch_size),
             accumulation=args.gradient_accumulation_steps,
-            world_size=self._engine.world_size,
+            world_size=self._engine.data_world_size,
             max_tokens=args.max_tokens_per_batch if strategy == "token_budget" else None,
             drop_last=args.dataloader_drop_last,
         )
@@ -805,7 +846,7 @@ class Trainer(OlderNames):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Create `self.optimizer` where it was not given, and return it."""
-        model = self.model if model is None else model
+        model = self._engine.to_optimize(self.model, self.model_wrapped) if model is None else model
         if self.optimizer is None:
             chosen = self.optimizer_cls_and_kwargs or self._optimizer_choice(model)
             groups = parameter_groups(model, self.get_decay_parameter_names(model), self.args.weight_decay)
@@ -901,19 +942,23 @@ class Trainer(OlderNames):
         """
         check_foreign(self.args)
         wanted = _resume_argument(resume_from_checkpoint, kwargs)
-        with contextlib.ExitStack() as until_the_end:
-            checkpoint = self._by_main_process(lambda: self._enter_output_dir(until_the_end, trial, wanted))
+        with self._engine.session("train()"), contextlib.ExitStack() as until_the_end:
+            checkpoint = self._enter_output_dir(until_the_end, trial, wanted)
             return self._train_from(checkpoint, trial, ignore_keys_for_eval)
 
     def _enter_output_dir(self, until_the_end: contextlib.ExitStack, trial: Any, wanted: Any) -> str | None:
         """Keep other runs out of the folder, remove what dead ones left, and find what to resume from."""
         run_dir = self._get_output_dir(trial)
-        if self.args.should_save and self._saves_checkpoints():
-            until_the_end.enter_context(ckpt.locked(run_dir))
-            ckpt.clean_stages(run_dir)
+
+        def enter() -> None:
+            if self._saves_checkpoints():
+                until_the_end.enter_context(ckpt.locked(run_dir))
+                ckpt.clean_stages(run_dir)
+
+        ckpt.by_writers(enter, self._engine, self._disk)
         if wanted is None and isinstance(self.args, TrainingArguments):
             wanted = self.args.resume_from_checkpoint
-        return ckpt.resolve(wanted, run_dir)
+        return ckpt.resolve_together(wanted, run_dir, self._engine, self._disk)
 
     def _saves_checkpoints(self) -> bool:
         """Whether there may be checkpoints to go on from: at intervals, or when the run is cut short."""
@@ -922,16 +967,7 @@ class Trainer(OlderNames):
 
     def _by_main_process(self, work: Callable[[], Any]) -> Any:
         """What the main process finds out; its error is everybody's."""
-        result = error = None
-        if self.is_world_process_zero():
-            try:
-                result = work()
-            except Exception as problem:  # noqa: BLE001 (raised below, on every process)
-                error = problem
-        result, error = self._engine.share((result, error))
-        if error is not None:
-            raise error
-        return result
+        return ckpt.by_writers(work, self._engine, ckpt.OneDisk(self._engine, self.is_world_process_zero()))
 
     def _train_from(self, checkpoint: str | None, trial: Any, ignore_keys_for_eval: list[str] | None) -> TrainOutput:
         self.is_in_train = True
@@ -940,7 +976,7 @@ class Trainer(OlderNames):
                 self._new_model(trial)
             self._prepare_model_features()
             self._hp_search_setup(trial)
-            if checkpoint is not None:
+            if checkpoint is not None and not self._engine.replaces_parameters:
                 self._load_from_checkpoint(checkpoint)
             inner = adapt(self._inner_training_loop, _INNER)
             output: TrainOutput = inner(self._train_batch_size, self.args, checkpoint, trial, ignore_keys_for_eval)
@@ -1030,7 +1066,7 @@ class Trainer(OlderNames):
             return StopRequests()
         requests = StopRequests(self._saving.stop_signals, self._saving.max_time_s)
         if self._saving.max_time_s is not None:  # no save has been measured yet; weights and two moments of each
-            requests.keep_back(3 * ckpt.estimate_bytes(self.model.state_dict()) / _SLOW_DISK)
+            requests.keep_back(3 * ckpt.estimate_bytes(self._engine.tensors_of(self.model)) / _SLOW_DISK)
         return requests
 
     def _heed_stop_in_evaluation(self) -> None:
@@ -1123,7 +1159,10 @@ class Trainer(OlderNames):
                 logger.error("an exception ends the run: %s holds the last complete update", folder)
 
     def plan(self) -> TrainPlan:
-        """What `train()` would do: updates, epochs and batch sizes, worked out without training."""
+        """What `train()` would do: updates, epochs and batch sizes, worked out without training.
+
+        Where each of several processes reads data of its own, all of them have to ask: the longest share decides.
+        """
         return self._plan(self.args, self.get_train_dataloader())
 
     def explain(self, everything: bool = False, file: TextIO | None = None) -> None:
@@ -1156,7 +1195,7 @@ class Trainer(OlderNames):
 
     def set_initial_training_values(self, args: Any, dataloader: Any) -> tuple[int, int, int, float, int, int, int]:
         """`(epochs, updates per epoch, examples, samples of the run, total batch, batches per epoch, max_steps)`."""
-        batches = len(dataloader) if has_length(dataloader) else None
+        batches = most_batches(dataloader, self._engine.each) if has_length(dataloader) else None
         if batches == 0:
             raise ValueError(
                 "the training loader has no batch: the data is empty, or dataloader_drop_last drops it all"
@@ -1182,8 +1221,8 @@ class Trainer(OlderNames):
 
     def get_total_train_batch_size(self, args: Any) -> int:
         """Samples of one update over all processes."""
-        replicas = args.world_size // (self.get_tp_size() * self.get_cp_size() * self.get_sp_size())
-        return int(self._own_batch(self._train_batch_size) * args.gradient_accumulation_steps * replicas)
+        shares = self._engine.data_world_size
+        return int(self._own_batch(self._train_batch_size) * args.gradient_accumulation_steps * shares)
 
     def _samples_per_update(self, args: Any, loader: Any) -> int:
         """Samples of one update over all processes: on average, where batches are measured in tokens."""
@@ -1194,7 +1233,7 @@ class Trainer(OlderNames):
 
     def _own_batch(self, batch_size: int) -> int:
         """Samples in a batch of this process: with `split_batches` the options count those of all processes."""
-        return share_of_batch(batch_size, self._engine.world_size) if self._settings.split_batches else batch_size
+        return share_of_batch(batch_size, self._engine.data_world_size) if self._settings.split_batches else batch_size
 
     def _announce(self, plan: TrainPlan) -> None:
         name = f" {self.args.run_name!r}" if self.args.run_name else ""
@@ -1223,8 +1262,8 @@ class Trainer(OlderNames):
         """A new `state`, or the checkpoint's. Returns the epoch to begin with, and its micro-batches already done."""
         self.state = TrainerState(stateful_callbacks=self._exportable())
         own_batch = self._own_batch(self._train_batch_size)
-        self._progress = Progress(batch_size=own_batch, world_size=self._engine.world_size)
-        self._run_id = uuid.uuid4().hex
+        self._progress = Progress(batch_size=own_batch, world_size=self._engine.data_world_size)
+        self._run_id = self._engine.share(uuid.uuid4().hex)
         epoch = skip = 0
         if resume_from_checkpoint is not None:
             epoch, skip = self._restore_state(resume_from_checkpoint, num_update_steps_per_epoch)
@@ -1263,14 +1302,27 @@ class Trainer(OlderNames):
             return stored.epoch + 1, 0  # what is new in the data begins with the next epoch
         if not goes_on:
             return stored.epoch, 0
-        if stored.order and self._epoch_order is not None:
-            return stored.epoch, self._epoch_order.go_on(stored.epoch, stored.batches, stored.order)
+        order: Any = stored.order
+        if isinstance(order, dict) and _APART in order:
+            self._warn_of_other_shares(order[_APART])
+        elif order and self._epoch_order is not None:
+            return stored.epoch, self._epoch_order.go_on(stored.epoch, stored.batches, order)
         now = self._progress.batch_size, self._progress.world_size
         if (stored.batch_size, stored.world_size) == now:
             return stored.epoch, stored.batches
         size = math.prod(now)
         logger.warning("up to %d samples before the place where the run stood are read again", size - 1)
         return stored.epoch, stored.epoch_samples // size
+
+    def _warn_of_other_shares(self, shares: int) -> None:
+        now = self._engine.data_world_size
+        if shares != now:
+            logger.warning(
+                "each of %d processes read data of its own, which %d divide otherwise: of this epoch some samples come "
+                "again, and others do not come",
+                shares,
+                now,
+            )
 
     def _forget_missing_best(self) -> None:
         if self.state.best_model_checkpoint is not None and not os.path.isdir(self.state.best_model_checkpoint):
@@ -1349,8 +1401,7 @@ class Trainer(OlderNames):
         """Optimizer, wrapped model, schedule and, on resume, their states. Returns the model and the loader to use."""
         if self._created_lr_scheduler:
             self.lr_scheduler, self._created_lr_scheduler = None, False
-        self._create_optimizer_seam(max_steps)
-        model = self.model_wrapped = self._wrap_model(self.model)
+        model = self.model_wrapped = self._wrap_and_optimize(max_steps, resume_from_checkpoint)
         self.optimizer = self._engine.prepare_optimizer(self.optimizer)
         self.create_scheduler(num_training_steps=max_steps)
         if resume_from_checkpoint is not None:
@@ -1360,6 +1411,17 @@ class Trainer(OlderNames):
         handler.model, handler.optimizer, handler.lr_scheduler = self.model, self.optimizer, self.lr_scheduler
         handler.train_dataloader = train_dataloader
         return model, train_dataloader
+
+    def _wrap_and_optimize(self, max_steps: int, checkpoint: str | None) -> nn.Module:
+        """The wrapped model, with an optimizer of the parameters that will be trained."""
+        if not self._engine.replaces_parameters:
+            self._create_optimizer_seam(max_steps)
+            return self._wrap_model(self.model)
+        model = self.model_wrapped = self._wrap_model(self.model)
+        if checkpoint is not None:
+            self._load_from_checkpoint(checkpoint)
+        self._create_optimizer_seam(max_steps)
+        return model
 
     def _create_optimizer_seam(self, max_steps: int) -> None:
         """The older generation's seam creates both at once; the newer one only the optimizer at this point."""
@@ -1383,7 +1445,7 @@ class Trainer(OlderNames):
         self._normalises = None
         self._log = adapt(self.log, ("logs", "start_time"))
         if checkpoint is not None and self._own.resume_log_window:
-            self._window.total.fill_(self._progress.window_loss)
+            self._window.total.fill_(self._own_window_loss())
             self._globalstep_last_logged = step - self._progress.window_steps
             if self._engine.rank == 0:  # the counts of all processes together
                 self._padding = PaddingCount(self._progress.window_positions, self._progress.window_tokens)
@@ -1425,10 +1487,18 @@ class Trainer(OlderNames):
         position, run.position = run.position, None
         known = (position or {}).get("start") if skip else None
         self._epoch_start = start_of_epoch(run.loader) if known is None else known
-        batches = batches_from(run.loader, epoch, skip, position)
+        self._reading = self._read_together(batches_from(run.loader, epoch, skip, position), run.loader)
         if resumed and skip > 0:
             self._restore_rng(run)
-        return batches
+        return self._reading
+
+    def _read_together(self, batches: Iterator[Any], loader: Any) -> Iterator[Any]:
+        """The batches, where some process may come to the end before another: such that they go on together."""
+        engine, self._agreed = self._engine, None
+        if engine.data_world_size == 1 or not may_end_apart(loader):
+            return batches
+        before = self._progress.epoch_samples if self._progress.batches else 0
+        return UnevenBatches(batches, engine.each, engine.pass_on, before)
 
     def _restore_rng(self, run: loop.Run) -> None:
         """The random states of the checkpoint, or of the end of what it left to be done."""
@@ -1475,33 +1545,61 @@ class Trainer(OlderNames):
         progress, order = self._progress, self._epoch_order
         if order is not None:
             dealt = order.samples_before(progress.epoch, progress.batches)
+        elif isinstance(self._reading, UnevenBatches):
+            return self._reading.samples if progress.batches else 0
         else:
-            dealt = progress.batches * self._own_batch(self._train_batch_size) * self._engine.world_size
+            dealt = progress.batches * self._own_batch(self._train_batch_size) * self._engine.data_world_size
         return min(dealt, self._run.plan.num_examples) if self._run.plan.has_length else dealt
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | int | None]:
         """The micro-batches of one update, fewer where the data ends, and the items in them."""
-        batches = []
-        for _ in range(num_batches):
-            try:
-                batches.append(next(epoch_iterator))
-            except StopIteration:
-                break
+        batches = list(islice(epoch_iterator, num_batches))
+        if isinstance(epoch_iterator, UnevenBatches):
+            self._agree_on_update(epoch_iterator, batches)
         return batches, self._get_num_items_in_batch(batches, device)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | int | None:
         """Label tokens (or samples) that the update's loss is a mean over, on `device`; None where nobody asks."""
-        if not batch_samples or not (self.model_accepts_loss_kwargs or self.compute_loss_func is not None):
-            return None
-        if "labels" not in batch_samples[0] or not self._own.loss_by_items:
-            return None
-        items = count_items(batch_samples, self._loss_shifts_labels)
+        if self._agreed is not None and (self.args.average_tokens_across_devices or not batch_samples):
+            known = self._agreed.items
+            return None if known is None else torch.tensor(known, device=device)
+        items = self._own_items(batch_samples)
         if items is None:
             return None
         items = self._engine.to_device(items)
         return self._engine.sum(items) if self.args.average_tokens_across_devices else items
+
+    def _own_items(self, batches: list[Any]) -> Tensor | None:
+        """Items of this process alone."""
+        if not batches or not (self.model_accepts_loss_kwargs or self.compute_loss_func is not None):
+            return None
+        if "labels" not in batches[0] or not self._own.loss_by_items:
+            return None
+        return count_items(batches, self._loss_shifts_labels)
+
+    def _agree_on_update(self, reading: UnevenBatches, own: list[Any]) -> None:
+        """Find out in one exchange who has data for this update, and how much all have of it."""
+        items, weights = self._own_items(own), weights_of(own, self._loss_shifts_labels)
+        weight = int(torch.stack(weights).sum()) if weights else None
+        self._agreed = reading.agree(own, None if items is None else int(items), weight)
+
+    def _idle_batches(self, batches: Iterator[Any], own: list[Any]) -> list[Any]:
+        """What this process, with `own` micro-batches for an update, goes through while others have more."""
+        if not isinstance(batches, UnevenBatches):
+            return []
+        if not batches.is_agreed:  # an override of `get_batch_samples` has read them
+            self._agree_on_update(batches, own)
+        return batches.idle(own)
+
+    @contextlib.contextmanager
+    def _resting(self) -> Iterator[None]:
+        """A micro-batch of which nothing counts, and which leaves no trace in the random numbers to come."""
+        states = self._random_states()
+        with self._engine.idle(), self._recurrence.apart():
+            yield
+        restore_rng(states, distributed=self._is_distributed())
 
     def _count_own_items(self, inputs: Any) -> Tensor | int:
         """Items in this process's batch alone."""
@@ -1511,7 +1609,7 @@ class Trainer(OlderNames):
     def _loss_scale(self) -> int:
         """What a loss normalised by the items of all processes is multiplied by, as DDP will divide by it."""
         normalised = self.model_accepts_loss_kwargs or self.compute_loss_func is not None
-        return self._engine.world_size if self.args.average_tokens_across_devices and normalised else 1
+        return self._engine.data_world_size if self.args.average_tokens_across_devices and normalised else 1
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
@@ -1522,15 +1620,24 @@ class Trainer(OlderNames):
         switch = getattr(self.optimizer, "train", None)
         if switch is not None:
             switch()  # schedule-free optimizers keep two sets of weights
+        with context():  # the backward pass too attends to sequences in pieces
+            return self._forward_and_backward(model, inputs, num_items_in_batch)
+
+    def _forward_and_backward(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None
+    ) -> Tensor:
         inputs = self._prepare_inputs(inputs)
         items = self._items_for_loss(num_items_in_batch)
         share = self._share_of_update(inputs)
-        with context(), self.compute_loss_context_manager():
+        with self.compute_loss_context_manager():
             loss = self._call_compute_loss(model, inputs, items)
         if self.args.torch_empty_cache_steps is not None:
             self._empty_cache()
-        if not self._loss_is_normalised(items):
+        normalised = self._loss_is_normalised(items)
+        if not normalised:
             loss = self._part_of_update(loss, share)
+        if self._agreed is not None:
+            loss = self._for_those_present(loss, self._agreed, items if normalised else share)
         self.accelerator.backward(loss)
         detached: Tensor = loss.detach()
         return detached
@@ -1541,17 +1648,26 @@ class Trainer(OlderNames):
         A mean over one of them then counts for its share only. A loss that is normalised by itself is not weighed.
         """
         self._update_weight = None
-        alone = len(batches) == 1 and self._engine.world_size == 1
+        alone = len(batches) == 1 and self._engine.data_world_size == 1
         if alone or not self._own.weigh_micro_batches:
             return
         if self._normalises or self.loss_is_scaled_for_ga or self.compute_loss_func is not None:
             return
+        between = self.args.average_tokens_across_devices and self._engine.data_world_size > 1
+        total = self._agreed_weight() if between and self._agreed is not None else self._weight_of(batches, between)
+        self._update_weight = None if total is None else total / (self._engine.data_world_size if between else 1)
+
+    def _weight_of(self, batches: list[Any], between: bool) -> Tensor | None:
         weights = weights_of(batches, self._loss_shifts_labels)
-        if weights is None:
-            return
+        if not weights:
+            return None
         total = self._engine.to_device(torch.stack(weights).sum())
-        between = self.args.average_tokens_across_devices and self._engine.world_size > 1
-        self._update_weight = self._engine.sum(total) / self._engine.world_size if between else total
+        return self._engine.sum(total) if between else total
+
+    def _agreed_weight(self) -> Tensor | None:
+        assert self._agreed is not None
+        weight = self._agreed.weight
+        return None if weight is None else torch.tensor(weight, device=self._engine.device)
 
     def _part_of_update(self, loss: Tensor, share: Tensor | None) -> Tensor:
         """A mean over a micro-batch, as what it adds to the mean over the update."""
@@ -1559,6 +1675,11 @@ class Trainer(OlderNames):
             return loss * share
         parts = self.current_gradient_accumulation_steps
         return loss / parts if parts > 1 else loss
+
+    def _for_those_present(self, loss: Tensor, agreed: Agreed, counted: Any) -> Tensor:
+        """A loss as its process's part of the mean over those that have data, where these do not count together."""
+        together = counted is not None and self.args.average_tokens_across_devices
+        return loss if together or agreed.present == 1 else loss / agreed.present
 
     def _share_of_update(self, inputs: Any) -> Tensor | None:
         """How much the mean loss of a micro-batch counts in its update; None where all count alike."""
@@ -1687,11 +1808,11 @@ class Trainer(OlderNames):
     def _prepare_context_parallel_inputs(
         self, model: nn.Module, inputs: dict[str, Any]
     ) -> tuple[Callable[[], contextlib.AbstractContextManager[Any]], dict[str, Any]]:
-        """The context in which a batch that is split along the sequence goes through the model, and the batch.
+        """The context in which a batch goes through the model, forward and backward, and the batch.
 
-        Nothing is split: the batch comes back as it is.
+        With context parallelism each process sees its part of every sequence there.
         """
-        return contextlib.nullcontext, inputs
+        return self._engine.part_of_sequences(model, inputs)
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
         """Clip the gradients to `max_grad_norm`; returns the norm before."""
@@ -1912,7 +2033,8 @@ class Trainer(OlderNames):
         Returns:
             The loss, the metrics, and the speed.
         """
-        return evaluation.evaluate(self, eval_dataset, ignore_keys, metric_key_prefix)
+        with self._engine.session("evaluate()"):
+            return evaluation.evaluate(self, eval_dataset, ignore_keys, metric_key_prefix)
 
     def predict(
         self,
@@ -1931,7 +2053,8 @@ class Trainer(OlderNames):
             output_file: A name that ends in `.npy` or `.parquet`. Predictions and labels are written there batch by
                 batch, by the main process, and are None in what is returned; memory does not grow with the data.
         """
-        return evaluation.predict(self, test_dataset, ignore_keys, metric_key_prefix, output_file)
+        with self._engine.session("predict()"):
+            return evaluation.predict(self, test_dataset, ignore_keys, metric_key_prefix, output_file)
 
     def evaluation_loop(
         self,
@@ -1995,6 +2118,7 @@ class Trainer(OlderNames):
         return loss, nested_detach(logits), labels[0] if labels is not None and len(labels) == 1 else labels
 
     def _evaluated(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
+        self._agreed = None  # that was for an update
         counted = self._get_num_items_in_batch([inputs], self._engine.device)
         items = self._items_for_loss(counted)
         context, inputs = self._prepare_context_parallel_inputs(model, inputs)
@@ -2017,8 +2141,19 @@ class Trainer(OlderNames):
     # ---- saving ----
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the model so that `from_pretrained` opens it; written by the main process."""
-        self._save(self.args.output_dir if output_dir is None else output_dir)
+        """Save the model so that `from_pretrained` opens it; written by the main process.
+
+        Every process calls it: the weights may lie in pieces on all of them. A checkpoint (`_internal_call`) may keep
+        them so.
+        """
+        folder = self.args.output_dir if output_dir is None else output_dir
+        if _internal_call and self._engine.saves_shards:
+            self._engine.save_shards(self.model, folder)
+            self._save(folder, state_dict={})
+        else:
+            state = self._engine.model_state(self.model)
+            with self._engine.own_names(self.model):
+                self._save(folder, state_dict=state)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Write weights, configuration, processing class and options to `output_dir`."""
@@ -2074,17 +2209,19 @@ class Trainer(OlderNames):
 
     def _write_checkpoint(self, stage: str) -> None:
         """Every process writes its files into the folder that all share."""
-        self.save_model(stage, _internal_call=True)
+        steps = [partial(self.save_model, stage, _internal_call=True)]
         if not self.args.save_only_model:
-            self._save_optimizer_and_scheduler(stage)
-            self._save_scaler(stage)
-            self._save_rng_state(stage)
+            steps += [
+                partial(self._save_optimizer_and_scheduler, stage),
+                partial(self._save_scaler, stage),
+                partial(self._save_rng_state, stage),
+            ]
         if self._run is not None:
-            self._save_position(self._run, stage)
-        self._save_progress(stage)
+            steps.append(partial(self._save_position, self._run, stage))
+        ckpt.in_any_case(*steps, partial(self._save_progress, stage))
 
     def _checkpoint_bytes(self) -> int:
-        states = [self.model.state_dict()]
+        states = [self._engine.tensors_of(self.model)]
         if not self.args.save_only_model and self.optimizer is not None:
             states.append(self.optimizer.state_dict())
         return ckpt.estimate_bytes(*states)
@@ -2127,11 +2264,11 @@ class Trainer(OlderNames):
     def _note_progress(self) -> None:
         """Bring the progress up to this step. The processes do so together: before any of them can fail to write."""
         progress = self._progress
-        order = self._epoch_order
         progress.examples = self._examples()
         progress.epoch_samples = self._epoch_samples()
-        progress.order = order.place(progress.epoch) if order is not None and progress.batches else {}
-        progress.window_loss = self._engine.mean(self._window.total)
+        progress.order = self._place_in_order() if progress.batches else {}
+        progress.window_losses = self._window_losses()
+        progress.window_loss = sum(progress.window_losses) / len(progress.window_losses)
         progress.window_steps = self.state.global_step - self._globalstep_last_logged
         progress.window_positions, progress.window_tokens = self._padding.read(self._engine.sum)
         progress.total_loss = self._total_loss_scalar
@@ -2140,6 +2277,27 @@ class Trainer(OlderNames):
         assert self._run is not None
         norm, progress.learning_rate = self._run.grad_norm, self._run.learning_rate
         progress.grad_norm = None if norm is None else float(norm)
+
+    def _window_losses(self) -> list[float]:
+        """The loss window of each share of the data."""
+        engine, own = self._engine, self._window.total
+        windows = torch.zeros(engine.data_world_size, dtype=own.dtype, device=own.device)
+        windows[engine.data_rank] = own
+        losses: list[float] = engine.sum(windows).tolist()
+        return losses
+
+    def _own_window_loss(self) -> float:
+        """This share's loss window in the checkpoint; their mean where the data was shared out in another way."""
+        known, engine = self._progress.window_losses, self._engine
+        return known[engine.data_rank] if len(known) == engine.data_world_size else self._progress.window_loss
+
+    def _place_in_order(self) -> dict[str, Any]:
+        """What the number of batches of this epoch means on another number of processes."""
+        if self._epoch_order is not None:
+            return self._epoch_order.place(self._progress.epoch)
+        assert self._run is not None
+        shares = self._engine.data_world_size
+        return {_APART: shares} if shares > 1 and reads_its_own(self._run.loader) else {}
 
     def _stops(self) -> list[str]:
         """What callbacks have ended; the planned end is none of it: another run may plan on."""
@@ -2173,7 +2331,7 @@ class Trainer(OlderNames):
         """Save, and tell the callbacks once the checkpoint is in place."""
         self._tell_of_finished_saves(wait=True)
         self._saver.failed = False
-        with self._saver.held():
+        with self._engine.during(f"saving {ckpt.checkpoint_name(self.state.global_step)}"), self._saver.held():
             self._save_checkpoint(model, trial)
         self.control.should_save = False  # whether or not it came about, and whenever callbacks are told of it
         if self._saver.failed:
@@ -2200,7 +2358,7 @@ class Trainer(OlderNames):
         if self._run is not None:
             self._run.stops.keep_back(self._saver.slowest_s)
         try:
-            self._by_main_process(lambda: ckpt.reseal(folder))
+            ckpt.by_writers(lambda: ckpt.reseal(folder), self._engine, self._disk)
         except OSError as error:
             self._saver.report(ckpt.Finished(Path(folder), 0.0, 0.0, error))
         else:
@@ -2210,7 +2368,7 @@ class Trainer(OlderNames):
         """Tell of the saves of the background that have come to their end. Several processes do so only where all wait."""
         if not self._saver.in_background or (not wait and self._engine.world_size > 1):
             return
-        for finished in self._engine.share(self._saver.finished(wait)):
+        for finished in self._saver.finished(wait):  # all processes have the same
             if finished.error is not None:
                 self.state.best_model_checkpoint = self._best_before_save
             self._saver.report(finished)
@@ -2228,8 +2386,8 @@ class Trainer(OlderNames):
             self._saver.report(finished)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        self._engine.save_optimizer(self.model, self.optimizer, output_dir, writes=self.args.should_save)
         if self.args.should_save:
-            ckpt.save_torch(self.optimizer.state_dict(), os.path.join(output_dir, ckpt.OPTIMIZER_NAME))
             ckpt.save_torch(self.lr_scheduler.state_dict(), os.path.join(output_dir, ckpt.SCHEDULER_NAME))
 
     def _save_scaler(self, output_dir: str) -> None:
@@ -2245,14 +2403,15 @@ class Trainer(OlderNames):
         return ckpt.rng_state_name(self.args.process_index, self.args.world_size)
 
     def _is_distributed(self) -> bool:
-        return bool(self.args.parallel_mode == ParallelMode.DISTRIBUTED)
+        """Whether random numbers are drawn on several devices, those of other processes or of this one."""
+        return bool(self.args.parallel_mode != ParallelMode.NOT_PARALLEL)
 
     # ---- loading ----
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Load the weights of a checkpoint into the model, in place."""
         logger.info("loading the model from %s", resume_from_checkpoint)
-        report = ckpt.load_weights(self.model if model is None else model, resume_from_checkpoint)
+        report = self._engine.load_weights(self.model if model is None else model, resume_from_checkpoint)
         self._issue_warnings_after_load(report)
 
     def _load_best_model(self) -> None:
@@ -2262,7 +2421,7 @@ class Trainer(OlderNames):
         if reasons := ckpt.verify(best):
             raise ckpt.CheckpointError(f"the best checkpoint, {best}, cannot be loaded: {'; '.join(reasons)}")
         logger.info("loading the best model, %s (%s)", best, self.state.best_metric)
-        self._issue_warnings_after_load(ckpt.load_weights(self.model, best))
+        self._issue_warnings_after_load(self._engine.load_weights(self.model, best))
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         for message in load_result.messages():
@@ -2271,12 +2430,13 @@ class Trainer(OlderNames):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
-        for target, name in ((self.optimizer, ckpt.OPTIMIZER_NAME), (self.lr_scheduler, ckpt.SCHEDULER_NAME)):
-            file = ckpt.Contents.of(checkpoint).file(name)
-            if file is not None:
-                target.load_state_dict(ckpt.load_torch(file))
-            else:
-                logger.warning("%s has no %s: it starts afresh", checkpoint, name)
+        if not self._engine.load_optimizer(self.model, self.optimizer, checkpoint):
+            logger.warning("%s has no %s: the optimizer starts afresh", checkpoint, ckpt.OPTIMIZER_NAME)
+        file = ckpt.Contents.of(checkpoint).file(ckpt.SCHEDULER_NAME)
+        if file is not None:
+            self.lr_scheduler.load_state_dict(ckpt.load_torch(file))
+        else:
+            logger.warning("%s has no %s: the schedule starts afresh", checkpoint, ckpt.SCHEDULER_NAME)
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         file = None if checkpoint is None else ckpt.Contents.of(checkpoint).file(ckpt.SCALER_NAME)
@@ -2287,13 +2447,10 @@ class Trainer(OlderNames):
         """Restore this process's random states."""
         if checkpoint is None:
             return
-        file = ckpt.Contents.of(checkpoint).file(self._rng_file())
-        if file is not None:
-            restore_rng(ckpt.load_torch(file), distributed=self._is_distributed())
-        else:
-            logger.warning(
-                "%s has no %s: random numbers differ from the uninterrupted run's", checkpoint, self._rng_file()
-            )
+        engine, step = self._engine, self.state.global_step
+        ckpt.restore_random_states(
+            checkpoint, engine.random_rank, self.args.world_size, step=step, stream=engine.data_rank
+        )
 
     # ---- callbacks ----
 
@@ -2318,6 +2475,9 @@ class Trainer(OlderNames):
 
         return [thing for thing in (*self.callback_handler.callbacks, self.control) if is_exportable(thing)]
 
+
+_APART = "apart"
+"""Where a checkpoint says how many processes read data of their own."""
 
 _INNER = ("batch_size", "args", "resume_from_checkpoint", "trial", "ignore_keys_for_eval")
 _NO_CONTEXT: contextlib.AbstractContextManager[None] = contextlib.nullcontext()

@@ -24,11 +24,8 @@ CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
 
 
 def evaluate(folder: Path, new_model: Any, collate: Any, options: dict[str, Any]) -> dict[str, Any]:
-    given: dict[str, Any] = {}
-
-    def keep(prediction: Any) -> dict[str, float]:
-        given.update(texts=prediction.predictions.tolist(), labels=prediction.label_ids.tolist())
-        return {}
+    def given(prediction: Any) -> dict[str, Any]:
+        return {"texts": prediction.predictions.tolist(), "labels": prediction.label_ids.tolist()}
 
     torch.manual_seed(0)
     args = Seq2SeqTrainingArguments(
@@ -41,9 +38,10 @@ def evaluate(folder: Path, new_model: Any, collate: Any, options: dict[str, Any]
         **options,
     )
     trainer = Seq2SeqTrainer(
-        new_model(), args, data_collator=collate, eval_dataset=Items(pairs(ROWS)), compute_metrics=keep
+        new_model(), args, data_collator=collate, eval_dataset=Items(pairs(ROWS)), compute_metrics=given
     )
-    return {"loss": trainer.evaluate()["eval_loss"], **given}
+    found: dict[str, Any] = trainer.evaluate()
+    return {name: found[f"eval_{name}"] for name in ("loss", "texts", "labels")}
 
 
 def main(out: Path) -> None:

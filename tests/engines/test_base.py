@@ -13,12 +13,12 @@ from torch.utils.data import DataLoader
 from mainspring.data.samplers import mark_last
 from mainspring.engines import build_engine
 from mainspring.engines.accelerator import build_accelerator
-from mainspring.engines.base import SingleProcess, WrapOptions
+from mainspring.engines.base import EngineOptions, SingleProcess, WrapOptions
 
 
 @pytest.fixture
 def engine() -> SingleProcess:
-    return build_engine(build_accelerator(cpu=True, mixed_precision="no"), WrapOptions())
+    return build_engine(build_accelerator(cpu=True, mixed_precision="no"), EngineOptions())
 
 
 def linear() -> nn.Linear:
@@ -50,7 +50,7 @@ def test_a_model_is_prepared_once(engine: SingleProcess) -> None:
 
 
 def test_bfloat16_computes_in_it_and_returns_float32() -> None:
-    engine = build_engine(build_accelerator(cpu=True, mixed_precision="bf16"), WrapOptions())
+    engine = build_engine(build_accelerator(cpu=True, mixed_precision="bf16"), EngineOptions())
     seen = []
 
     class Model(nn.Module):

@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, TorchDynamoPlugin, send_to_device
+from accelerate.utils import (
+    DataLoaderConfiguration,
+    DistributedType,
+    GradientAccumulationPlugin,
+    TorchDynamoPlugin,
+    send_to_device,
+)
 
 from mainspring.arguments.accelerator_config import AcceleratorConfig
 from mainspring.data.shared import SharedLoader
@@ -35,13 +42,35 @@ class MainspringAccelerator(Accelerator):
         """This run's precision; Accelerate's own state holds that of the newest run of the process."""
         return self._precision
 
+    @property
+    def parallelism_config(self) -> Any:
+        """Accelerate's `ParallelismConfig` of this run; what Accelerate would hold without an engine of ours."""
+        return self._engine.parallelism_config if hasattr(self, "_engine") else super().parallelism_config
+
+    @property
+    def torch_device_mesh(self) -> Any:
+        """The mesh of devices of this run, by which Accelerate shares out loaders that it prepares; None: by process."""
+        return self._engine.device_mesh if hasattr(self, "_engine") else super().torch_device_mesh
+
+    @property
+    def distributed_type(self) -> DistributedType:
+        """How processes work together: what scripts ask to know whether the model is sharded."""
+        engine = getattr(self, "_engine", None)
+        sharded = engine is not None and engine.is_fsdp
+        return DistributedType.FSDP if sharded else super().distributed_type
+
+    def get_state_dict(self, model: torch.nn.Module, unwrap: bool = True) -> Any:
+        """The weights of a model, whole; of a sharded one on the main process, and {} elsewhere. All processes call it."""
+        state = self._engine.model_state(self.unwrap_model(model))
+        return super().get_state_dict(model, unwrap) if state is None else state
+
     def bind(self, engine: SingleProcess) -> None:
         """Let the training verbs go to `engine` from now on."""
         self._engine = engine
 
     def backward(self, loss: torch.Tensor, **kwargs: Any) -> None:
         """Backpropagate `loss` (0-d), scaled for fp16 where a scaler is active."""
-        self._engine.backward(loss, **kwargs)
+        self._engine.backward(self._engine.weighed(loss), **kwargs)
 
     def clip_grad_norm_(
         self, parameters: Iterable[torch.Tensor] | torch.Tensor, max_norm: float, norm_type: float = 2
@@ -87,6 +116,11 @@ class MainspringAccelerator(Accelerator):
         with self._engine.accumulate(model, sync=False):
             yield
 
+    def gather(self, tensor: Any) -> Any:
+        """The tensors of all processes that read different data, one after another along dimension 0."""
+        divided = self._engine.data_world_size < self.num_processes
+        return self._engine.gather(tensor) if divided else super().gather(tensor)
+
     def gather_for_metrics(self, input_data: Any, use_gather_object: bool = False) -> Any:
         """Gather over processes, without the samples that only filled up the last batch."""
         if self.num_processes == 1 and not use_gather_object and not self.gradient_state.end_of_dataloader:
@@ -131,19 +165,31 @@ def build_accelerator(
         _check_precision(mixed_precision)
     else:  # Accelerate keeps one precision per process; a second trainer with another one is a fresh start here.
         AcceleratorState._reset_state()
-    accelerator = MainspringAccelerator(
-        cpu=cpu,
-        mixed_precision=mixed_precision,
-        dynamo_plugin=TorchDynamoPlugin(backend=compile_backend or "no", mode=compile_mode or "default"),
-        # The loop accumulates by itself: Accelerate must not divide the loss a second time.
-        gradient_accumulation_plugin=_accumulation(settings),
-        dataloader_config=_loader_configuration(settings, data_seed),
-        kwargs_handlers=kwargs_handlers,
-    )
+    with _without("ACCELERATE_USE_FSDP"):  # our engine shards; Accelerate would prepare to do so, and refuses the CPU
+        accelerator = MainspringAccelerator(
+            cpu=cpu,
+            mixed_precision=mixed_precision,
+            dynamo_plugin=TorchDynamoPlugin(backend=compile_backend or "no", mode=compile_mode or "default"),
+            # The loop accumulates by itself: Accelerate must not divide the loss a second time.
+            gradient_accumulation_plugin=_accumulation(settings),
+            dataloader_config=_loader_configuration(settings, data_seed),
+            kwargs_handlers=kwargs_handlers,
+        )
     accelerator._precision = mixed_precision
     if mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("fp16=True needs a GPU, and this run is on the CPU: use bf16=True, or drop the option")
     return accelerator
+
+
+@contextlib.contextmanager
+def _without(variable: str) -> Iterator[None]:
+    """A variable of the environment is not there for now."""
+    value = os.environ.pop(variable, None)
+    try:
+        yield
+    finally:
+        if value is not None:
+            os.environ[variable] = value
 
 
 def _loader_configuration(settings: AcceleratorConfig, data_seed: int | None) -> DataLoaderConfiguration:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
 
+from mainspring import checkpoint as ckpt
 from mainspring.data.samplers import mark_last
+from mainspring.engines.states import load_any_optimizer, load_any_weights
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
+    from mainspring.arguments.fsdp_config import FSDPConfig
+    from mainspring.arguments.parallel_sizes import ParallelSizes
+    from mainspring.checkpoint.together import Channel
     from mainspring.engines.accelerator import MainspringAccelerator
 
 _NOTHING: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
@@ -22,43 +28,120 @@ _NOTHING: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
 
 @dataclass(frozen=True)
 class WrapOptions:
-    """The `ddp_*` options; None leaves torch's default."""
+    """The `ddp_*` options; None leaves torch's default.
+
+    Attributes:
+        comm_hook: How sums of gradients travel: a name in `COMM_HOOKS`; None: as they are.
+        finds_unused: What `find_unused_parameters` is where the user did not say; None: torch's default.
+    """
 
     find_unused_parameters: bool | None = None
     bucket_cap_mb: int | None = None
     broadcast_buffers: bool | None = None
     static_graph: bool | None = None
+    comm_hook: str | None = None
+    finds_unused: bool | None = None
 
     def given(self) -> dict[str, Any]:
         """The options that were set, as keywords of `DistributedDataParallel`."""
-        return {name: value for name, value in vars(self).items() if value is not None}
+        unsaid = {} if self.static_graph else {"find_unused_parameters": self.finds_unused}  # a static graph shows it
+        found = {**unsaid, **self._chosen()}
+        return {name: value for name, value in found.items() if value is not None and name != "comm_hook"}
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """What the user set, by the options' names."""
+        return {f"ddp_{name}": value for name, value in self._chosen().items()}
+
+    def _chosen(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if value is not None and name != "finds_unused"}
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What the options ask of the engine.
+
+    Attributes:
+        ddp: How data parallel processes wrap the model.
+        fsdp: How the model is sharded over the processes; None: it is not.
+        parallelism: Into how many parts the processes divide data, layers and sequences; None: only data.
+        deepspeed: Whether DeepSpeed is asked for.
+        devices: Accelerators that this process drives; more than one share each batch.
+        compiles: Whether the model is compiled.
+        packs: Whether rows hold several samples.
+        weighs_parts: Whether the parts of a batch count for their labels or rows in a mean over it, rather than alike.
+    """
+
+    ddp: WrapOptions = field(default_factory=WrapOptions)
+    fsdp: FSDPConfig | None = None
+    parallelism: ParallelSizes | None = None
+    deepspeed: bool = False
+    devices: int = 1
+    compiles: bool = False
+    packs: bool = False
+    weighs_parts: bool = True
 
 
 class SingleProcess:
     """One process, one device.
 
     Attributes:
+        kind: Name of this way to run, as in `ENGINES`.
+        is_fsdp: Whether the model is sharded by FSDP, which users read as `trainer.is_fsdp_enabled`.
+        replaces_parameters: Whether `prepare` puts other parameters into the model: its optimizer is made, and the weights
+            of a checkpoint are read, after it.
+        saves_shards: Whether checkpoints hold the weights in pieces, by `save_shards`, rather than whole.
+        data_rank: Which share of the data this process reads, 0 here. Processes that hold parts of one model share one.
+        data_world_size: Into how many shares the data is divided, 1 here.
         accelerator: The `accelerate.Accelerator` that holds device, precision and scaler.
         rank: Index of this process, 0 here.
         world_size: Number of processes, 1 here.
         step_was_skipped: Whether the last `step` was left out for an fp16 overflow.
         sync_each_batch: Whether gradients are reduced with every micro-batch, rather than with the last of an update.
+        is_idle: Whether nothing counts of the micro-batch under way; see `idle`.
         exact_rows: Whether evaluations leave out the rows that only fill up a batch which Accelerate has shared.
     """
 
-    def __init__(self, accelerator: MainspringAccelerator, wrap: WrapOptions) -> None:
+    kind: ClassVar[str] = "single"
+    is_fsdp: ClassVar[bool] = False
+    replaces_parameters: ClassVar[bool] = False
+
+    def __init__(self, accelerator: MainspringAccelerator, options: EngineOptions) -> None:
         self.accelerator = accelerator
-        self.wrap_options = wrap
+        self.options = options
         self.device: torch.device = accelerator.device
         self.rank: int = accelerator.process_index
         self.world_size: int = accelerator.num_processes
+        self.data_rank = self.rank
+        self.data_world_size: int = self.world_size
+        self.saves_shards = False
         self.scaler: torch.amp.GradScaler | None = accelerator.scaler
         self.step_was_skipped = False
         self.exact_rows = True
         self.sync_each_batch = False
         self.optimizer: Optimizer | None = None
         self._unscaled = False
+        self.is_idle = False
         self._placed: tuple[nn.Module, nn.Module] | None = None
+
+    @property
+    def random_rank(self) -> int:
+        """The process whose random numbers this one draws: itself."""
+        return self.rank
+
+    @property
+    def parallelism_config(self) -> Any:
+        """What `accelerator.parallelism_config` is."""
+        return self.accelerator.state.parallelism_config
+
+    @property
+    def device_mesh(self) -> Any:
+        """What `accelerator.torch_device_mesh` is."""
+        return self.accelerator.state.device_mesh
+
+    def size_of(self, dimension: str) -> int:
+        """How many processes divide layers ("tp") or sequences ("cp", "sp") among them: 1, this one does neither."""
+        return 1
 
     # ---- the model ----
 
@@ -77,6 +160,24 @@ class SingleProcess:
         """Prepare `model` for training; what comes back is what `trainer.model_wrapped` is."""
         return self.place(model)
 
+    def check_model(self, model: nn.Module) -> None:
+        """Refuse, before any work, a model that this engine cannot run as the options say."""
+
+    def to_optimize(self, model: nn.Module, wrapped: nn.Module) -> nn.Module:
+        """Of the user's model and what forward passes go through, the one that has the parameters to be stepped."""
+        return model
+
+    def generating(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
+        """The context of `model.generate`, which enters the model by another door than `forward`."""
+        return _NOTHING
+
+    def part_of_sequences(self, model: nn.Module, inputs: Any) -> tuple[Callable[[], Any], Any]:
+        """A context for the forward and backward pass in which a batch holds this process's part of its sequences.
+
+        Nothing is divided here: the batch comes back as it is.
+        """
+        return contextlib.nullcontext, inputs
+
     def to_device(self, tensor: torch.Tensor) -> torch.Tensor:
         """`tensor` on the device. A copy from pinned memory to a GPU does not wait for what the GPU is doing."""
         return tensor.to(self.device, non_blocking=self.device.type == "cuda")
@@ -88,12 +189,28 @@ class SingleProcess:
         self.accelerator.gradient_state.sync_gradients = sync
         return _NOTHING
 
+    @contextlib.contextmanager
+    def idle(self) -> Iterator[None]:
+        """A micro-batch of which nothing counts: this process has no data left, and others need it in their collectives."""
+        self.is_idle = True
+        try:
+            yield
+        finally:
+            self.is_idle = False
+
+    def weighed(self, loss: torch.Tensor) -> torch.Tensor:
+        """`loss` as it counts: all of it, or, of an idle micro-batch, nothing."""
+        return loss * 0.0 if self.is_idle else loss
+
     def backward(self, loss: torch.Tensor, **kwargs: Any) -> None:
         """Backpropagate `loss`, a scalar."""
         if self.scaler is None:
             loss.backward(**kwargs)
         else:
             self.scaler.scale(loss).backward(**kwargs)
+
+    def forget_gradients(self, model: nn.Module) -> None:
+        """Forget what half an update has left in other places than the parameters' gradients."""
 
     def prepare_optimizer(self, optimizer: Optimizer) -> Optimizer:
         """Take note of the run's optimizer, whose gradients `unscale` works on, and return it ready to step."""
@@ -133,7 +250,54 @@ class SingleProcess:
         self._unscaled = False
         self.step_was_skipped = self.scaler.get_scale() < before
 
+    # ---- what a checkpoint holds: every process calls these together ----
+
+    def tensors_of(self, model: nn.Module) -> dict[str, Any]:
+        """What of the weights lies here, for one process to measure: nothing is gathered."""
+        return dict(model.state_dict())
+
+    def model_state(self, model: nn.Module) -> dict[str, Any] | None:
+        """All weights by name, on the process that writes; None where the model's own state dict is that."""
+        return None
+
+    def own_names(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
+        """The modules of the model have their own names, for one that picks by them what it saves."""
+        return _NOTHING
+
+    def save_shards(self, model: nn.Module, folder: str) -> None:
+        """Write each process's pieces of the weights; only where `saves_shards`."""
+        raise NotImplementedError
+
+    def load_weights(self, model: nn.Module, folder: str) -> ckpt.LoadReport:
+        """Load a checkpoint's weights into the model, in place; what did not match comes back."""
+        return load_any_weights(model, folder)
+
+    def save_optimizer(self, model: nn.Module, optimizer: Optimizer, folder: str, writes: bool) -> None:
+        """Write the optimizer's state; `writes` says whether this process does so for all."""
+        if writes:
+            ckpt.save_torch(optimizer.state_dict(), os.path.join(folder, ckpt.OPTIMIZER_NAME))
+
+    def load_optimizer(self, model: nn.Module, optimizer: Optimizer, folder: str) -> bool:
+        """Load the optimizer's state; False where the checkpoint has none."""
+        file = ckpt.Contents.of(folder).file(ckpt.OPTIMIZER_NAME)
+        if file is None:  # it may be from a run whose model was sharded
+            return load_any_optimizer(model, optimizer, folder)
+        optimizer.load_state_dict(ckpt.load_torch(file))
+        return True
+
     # ---- between processes ----
+
+    def session(self, name: str) -> contextlib.AbstractContextManager[None]:
+        """The body works together with the other processes, and ends with a `ProcessesError` when they are lost.
+
+        Args:
+            name: What the body is, for the others: "train()".
+        """
+        return _NOTHING
+
+    def during(self, phase: str | Callable[[], str]) -> contextlib.AbstractContextManager[None]:
+        """The body is a phase of its own, which errors between processes name: a text, or what tells it."""
+        return _NOTHING
 
     def mean(self, value: torch.Tensor) -> float:
         """The mean of a 0-d tensor over all processes, on the host."""
@@ -146,6 +310,26 @@ class SingleProcess:
     def share(self, value: Any, source: int = 0) -> Any:
         """The `value` of the process `source`, a picklable object."""
         return value
+
+    def each(self, numbers: Sequence[int]) -> list[list[int]]:
+        """A few whole numbers of every share of the data, in the order of `data_rank`. No device is waited for."""
+        return [list(numbers)]
+
+    def pass_on(self, value: Any, source: int) -> Any:
+        """The `value` of the process with the share `source` of the data, a picklable object."""
+        return value
+
+    def data_channel(self) -> Any:
+        """A group of the processes that read different data, for what travels between hosts; None with one of them."""
+        return None
+
+    def every(self, value: Any) -> list[Any]:
+        """The values of all processes by rank, picklable objects."""
+        return [value]
+
+    def channel(self) -> Channel | None:
+        """A way between the processes for a thread of each, which nothing else uses; None with one of them."""
+        return None
 
     def barrier(self) -> None:
         """Wait until every process is here."""
@@ -186,6 +370,10 @@ class SingleProcess:
             yield marker
         finally:
             self.accelerator.gradient_state._remove_dataloader(marker)
+
+    def gather(self, data: Any) -> Any:
+        """The tensors of every share of the data, one after another along dimension 0."""
+        return data
 
     def gather_rows(self, data: Any, as_objects: bool) -> Any:
         """Gather what each process contributes to the round that `evaluation_batches` has out; None outside of one."""
