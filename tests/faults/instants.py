@@ -24,6 +24,11 @@ def writing(file: str, count: int = 1) -> Instant:
     return Instant("file write", "write", file, count)
 
 
+def written(file: str, count: int = 1) -> Instant:
+    """When a file is complete."""
+    return Instant("file write", "written", file, count)
+
+
 def growing(file: str, size: int) -> Instant:
     """When so many bytes of a file are written."""
     return Instant("file write", "size", file, size)

@@ -20,11 +20,13 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from tests.faults.runs import Scenario, run
+from tests.helpers.ranks import HERE, SERVER, Ended, World
 
 from mainspring import TrainerCallback
 
@@ -42,7 +44,7 @@ class Instant:
 
     Attributes:
         phase: What the run is doing then; the table of hits counts by it.
-        kind: "event", "audit", "write", "size", "blocks", "call" or "time".
+        kind: "event", "audit", "write", "written", "size", "blocks", "call" or "time".
         what: The trainer's event (`on_evaluate`), the audit event (`os.rename`; empty: any), or the file that is being
             written.
         count: The how manieth time. For "size" how many bytes of the file are written, for "blocks" at least how many, for
@@ -92,6 +94,37 @@ def kill_near(instant: Instant, scenario: Scenario, folder: Path) -> Instant:
             shutil.copytree(before, folder)
     shutil.rmtree(before, ignore_errors=True)
     return instant
+
+
+def kill_rank_at(rank: int, instant: Instant, scenario: Scenario, folder: Path) -> list[Ended]:
+    """Start or continue a run of two ranks, kill one of them at the instant, and let the other come to its own end.
+
+    Raises:
+        AssertionError: The run did not come by the instant.
+    """
+    ours, theirs = SERVER.Pipe()
+    world = World(folder.parent / "printed", [HERE] * 2)
+    world.start(
+        _rank_of_run, scenario, folder, of_rank=lambda other: (instant, theirs) if other == rank else (None, None)
+    )
+    theirs.close()
+    try:
+        came = _wait_until_it_came(instant, ours, folder)
+        world.processes[rank].kill()
+    except BaseException:
+        world.kill()
+        raise
+    ended = world.wait()
+    assert came, f"the run did not come by {instant}:\n{ended[rank].text}"
+    return ended
+
+
+def finish_ranks(scenario: Scenario, folder: Path) -> None:
+    """Start or continue a run of two ranks and let it come to its end."""
+    world = World(folder.parent / "printed", [HERE] * 2)
+    world.start(_rank_of_run, scenario, folder, None, None)
+    for ended in world.wait():
+        assert ended.status == 0, ended.text
 
 
 def finish(scenario: Scenario, folder: Path) -> None:
@@ -152,6 +185,13 @@ def _is_filling(instant: Instant, folder: Path) -> bool:
 _HALF_WRITTEN = {"size": _has_size, "blocks": _is_filling}
 
 
+def _rank_of_run(scenario: Scenario, folder: Path, instant: Instant | None, pipe: Connection | None) -> None:
+    if instant is None or pipe is None:
+        run(scenario, folder)
+    else:
+        _watched_run(pipe, instant, scenario, folder)
+
+
 def _watched_run(pipe: Connection, instant: Instant, scenario: Scenario, folder: Path) -> None:
     gate = _Gate(pipe, instant.count)
     watching: list[TrainerCallback] = []
@@ -160,7 +200,9 @@ def _watched_run(pipe: Connection, instant: Instant, scenario: Scenario, folder:
     elif instant.kind == "audit":
         sys.addaudithook(_hook(instant.what, gate))
     elif instant.kind == "write":
-        _watch_writes(instant.what, gate)
+        _watch_writes(instant.what, partial(_Half, gate=gate))
+    elif instant.kind == "written":
+        _watch_writes(instant.what, partial(_Whole, gate=gate))
     elif instant.kind == "size":
         _stand_still_at_size(instant.count)
     elif instant.kind == "call":
@@ -215,32 +257,25 @@ def _stand_still_at_size(size: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
-def _watch_writes(what: str, gate: _Gate) -> None:
-    """In the middle of what is written to a stage's file of that name: half of the bytes are in it."""
+def _watch_writes(what: str, watch: Callable[[Any], Any]) -> None:
+    """Put a watch on every file of that name that is opened to be written."""
     original = io.open
 
     def watched(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
         stream = original(file, mode, *args, **kwargs)
         named = isinstance(file, (str, os.PathLike)) and Path(file).name == what
-        return _Half(stream, gate) if named and mode[0] in "wx" else stream
+        return watch(stream) if named and mode[0] in "wx" else stream
 
     io.open = builtins.open = watched  # type: ignore[assignment]
 
 
-class _Half:
-    """A file that stands still in the middle of its first write."""
+class _Watched:
+    """A file at which its writer stands still."""
 
     def __init__(self, stream: Any, gate: _Gate) -> None:
         self._stream, self._gate = stream, gate
 
-    def write(self, data: Any) -> Any:
-        half = len(data) // 2
-        self._stream.write(data[:half])
-        self._stream.flush()
-        self._gate()
-        return half + (self._stream.write(data[half:]) or 0)
-
-    def __enter__(self) -> _Half:
+    def __enter__(self) -> Any:
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -248,3 +283,22 @@ class _Half:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+class _Whole(_Watched):
+    """Once it is complete."""
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._gate()
+
+
+class _Half(_Watched):
+    """In the middle of its first write: half of the bytes are in it."""
+
+    def write(self, data: Any) -> Any:
+        half = len(data) // 2
+        self._stream.write(data[:half])
+        self._stream.flush()
+        self._gate()
+        return half + (self._stream.write(data[half:]) or 0)
