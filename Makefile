@@ -3,7 +3,8 @@
 #   make quickstart   train a real model on real data, evaluate it, show what it learned
 #   make test         the whole test suite                make test-fast   without slow and multi-process tests
 #   make check        ruff, mypy --strict, import-linter, generated pages
-#   make bench        what options, checkpoints, evaluation, ragged data, the data's random numbers and the loop cost
+#   make bench        what options, checkpoints, evaluation, ragged data, the data's random numbers, the loop and
+#                     several processes cost
 #   make docs         write docs/options.md
 #
 # PYTHON=python3.12 chooses an interpreter, VENV=path another place for the environment, WORKERS=4 more test processes.
@@ -50,6 +51,7 @@ bench: $(VENV)/.benchmarks
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/data_stream.py
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/distributed.py
 
 docs: $(VENV)/.dev
 	$(BIN)/python -m mainspring.arguments.docs docs/options.md
