@@ -344,6 +344,13 @@ else:
     from mainspring import TrainingArguments
     args = TrainingArguments("out", use_cpu=True, ddp_backend="gloo", ddp_timeout=60)
     print(args.process_index, args.local_process_index, args.world_size, args.should_log, args.should_save, args.parallel_mode)
+    from mainspring.errors import OptionError
+    try:
+        TrainingArguments("out", use_cpu=True, ddp_backend="mpi").device
+    except OptionError as error:
+        assert "ddp_backend='mpi': the processes had been joined before, with 'cpu:gloo" in str(error), error
+    else:
+        raise AssertionError("gloo instead of mpi, and nothing said")
     import torch
     torch.distributed.destroy_process_group()
 """
@@ -401,7 +408,7 @@ def test_an_error_of_torchs_between_processes_gets_rank_and_phase() -> None:
         ({"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_MAX_RESTARTS": "3", "GROUP_WORLD_SIZE": "2"}, True),
         ({"TORCHELASTIC_USE_AGENT_STORE": "False", "TORCHELASTIC_MAX_RESTARTS": "3", "GROUP_WORLD_SIZE": "2"}, False),
         ({"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_MAX_RESTARTS": "0", "GROUP_WORLD_SIZE": "2"}, False),
-        ({"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_MAX_RESTARTS": "3", "GROUP_WORLD_SIZE": "1"}, False),
+        ({"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_MAX_RESTARTS": "3", "GROUP_WORLD_SIZE": "1"}, True),
         ({}, False),
     ],
 )

@@ -75,6 +75,14 @@ def test_a_static_graph_needs_no_search(find: Find) -> None:
     assert _equal(found["weights"], find("unused_is_found")["weights"])
 
 
+def test_a_static_graph_may_be_accumulated_in(find: Find) -> None:
+    """From the first micro-batch on, of which torch wants the sum."""
+    found, plain = find("accumulated_static"), find("accumulated")
+    assert found["static_graph"] is True
+    torch.testing.assert_close(found["weights"], plain["weights"])
+    torch.testing.assert_close(found["rounded"], plain["weights"], atol=2e-3, rtol=2e-3)
+
+
 def test_buckets_have_the_size_that_was_asked_for(find: Find) -> None:
     assert find("buckets")["bucket_bytes_cap"] == 3 * 1024 * 1024
 

@@ -126,6 +126,18 @@ def static_graph(folder: Path) -> Any:
     return {**found, "warnings": [str(one.message) for one in said]}
 
 
+def accumulated(folder: Path) -> Any:
+    """Updates of two micro-batches."""
+    return trained(folder, Net(uses_all=False), gradient_accumulation_steps=2)[1]
+
+
+def accumulated_static(folder: Path) -> Any:
+    """The same with a static graph, with gradients rounded and not."""
+    options = {"gradient_accumulation_steps": 2, "ddp_static_graph": True}
+    _, rounded = trained(folder, Net(uses_all=False), ddp_comm_hook="fp16", **options)
+    return {**trained(folder, Net(uses_all=False), **options)[1], "rounded": rounded["weights"]}
+
+
 def buckets(folder: Path) -> Any:
     """Small buckets."""
     return trained(folder, Net(), ddp_bucket_cap_mb=3)[1]
@@ -209,6 +221,8 @@ CASES = (
     plain,
     unused_is_found,
     static_graph,
+    accumulated,
+    accumulated_static,
     buckets,
     own_buffers,
     other_start,

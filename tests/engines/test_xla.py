@@ -21,10 +21,12 @@ from mainspring.arguments import TrainingArguments, sagemaker
 from mainspring.arguments.fsdp_config import FSDPConfig
 from mainspring.engines import build_engine
 from mainspring.engines.accelerator import build_accelerator
-from mainspring.engines.base import EngineOptions
+from mainspring.engines.base import EngineOptions, SingleProcess
+from mainspring.engines.processes import Processes
 from mainspring.engines.sagemaker import SageMaker
 from mainspring.engines.xla import XLA
 from mainspring.errors import NotAvailableError
+from mainspring.state import TrainerControl
 from tests.helpers.sides import forget_process_state
 
 
@@ -183,8 +185,32 @@ def test_values_travel(called: list[str]) -> None:
     assert xla.agree(True)
     assert not xla.any(False)
     assert xla.share({"a": 1}) == {"a": 1}
+    assert xla.every("a") == ["a", "a"]
+    control = TrainerControl(should_save=True)
+    xla.settle(control)
+    assert (control.should_save, control.should_log) == (True, False)
+    assert xla.each((1, 2)) == [[1, 2], [1, 2]]
+    assert xla.pass_on("a", source=1) == "a"
     xla.barrier()
     assert called[-1] == "rendezvous"
+
+
+def test_nothing_between_processes_is_that_of_one() -> None:
+    """Each would take its own answer for everybody's."""
+    between = {name for name in vars(Processes) if name in vars(SingleProcess)}
+    by_accelerate = {"evaluation_batches", "gather", "gather_rows"}  # whose gathering knows XLA
+    in_words = {"session", "during"}  # which only tell more of a loss
+    on_the_way = {"forget_wishes"}  # here nothing is
+    left_out = by_accelerate | in_words | on_the_way | {"__init__", "__module__", "__doc__"}
+    assert between - left_out <= vars(XLA).keys()
+
+
+def test_threads_of_several_processes_have_no_channel(called: list[str]) -> None:
+    with pytest.raises(NotAvailableError, match="save_in_background=True: XLA's processes have no channel"):
+        engine().channel()
+    with pytest.raises(NotAvailableError, match="'dispatch_batches': True"):
+        engine().data_channel()
+    assert engine(world_size=1).channel() is None
 
 
 def test_xlas_first_fsdp_wraps_layers_and_knows_the_norm(called: list[str], tmp_path: Path) -> None:

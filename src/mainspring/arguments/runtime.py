@@ -97,7 +97,8 @@ def processes(
         configured: Take the state that a script made before, whatever it is, and make none.
 
     Raises:
-        OptionError: A state that was made before is to be taken, and there is none.
+        OptionError: A state that was made before is to be taken, and there is none; or the processes had been joined with
+            another backend.
         RuntimeError: The world that came about is not the one that was asked for.
     """
     asked = _asked()
@@ -107,7 +108,20 @@ def processes(
             f"the launcher set WORLD_SIZE={asked}, but this process sees a world of {state.num_processes}: training "
             "would run as separate jobs that each report success; start it with torchrun"
         )
+    if asked > 1 and backend is not None:
+        _refuse_other_than(backend)
     return state
+
+
+def _refuse_other_than(backend: str) -> None:
+    """Accelerate takes a group that it finds, whatever was asked for."""
+    import torch
+
+    found = torch.distributed.get_backend_config()
+    if backend not in found:
+        why = f"the processes had been joined before, with {found!r}"
+        fix = "leave it out, or make no process group before the arguments are first asked for a device"
+        raise OptionError([Problem("ddp_backend", backend, why, fix)])
 
 
 def _asked() -> int:
@@ -186,12 +200,12 @@ def named_loss(phase: str, rank: int | str, processes: int, timeout_s: int, hint
 
 
 def _hint_for_agents() -> str:
-    """In a store that all agents share, the starts of a job are told apart by how often each agent has restarted."""
+    """The store of torch's agents lasts as long as they do: a new start finds there what an earlier one has written."""
     shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
-    if not (shared and restarts and int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1):
+    if not (shared and restarts):
         return ""
-    return "; jobs of several nodes that restart need TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in torchrun's environment"
+    return "; jobs that restart need TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in torchrun's environment"
 
 
 def _fits(state: PartialState, cpu: bool, asked: int) -> bool:

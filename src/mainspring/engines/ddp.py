@@ -35,6 +35,7 @@ class DDP(Processes):
     def __init__(self, accelerator: MainspringAccelerator, options: EngineOptions) -> None:
         super().__init__(accelerator, options)
         self._comm_hook: CommHook | None = None
+        self._learns_graph = False  # whether the next backward pass is the one in which torch notes a static graph
         handler = accelerator.ddp_handler
         self._handler_has_hook = handler is not None and str(getattr(handler.comm_hook, "value", "no")) != "no"
         if options.ddp.comm_hook is not None and self._handler_has_hook:
@@ -50,6 +51,7 @@ class DDP(Processes):
         wrapped = DistributedDataParallel(placed, device_ids=device_ids, **self._keywords())
         assert dist.get_world_size(wrapped.process_group) == self.world_size
         self._register_hook(wrapped)
+        self._learns_graph = wrapped.static_graph
         return wrapped
 
     def _keywords(self) -> dict[str, Any]:
@@ -64,11 +66,16 @@ class DDP(Processes):
             self._comm_hook.register(wrapped)
 
     def accumulate(self, model: nn.Module, sync: bool) -> contextlib.AbstractContextManager[Any]:
-        """Reduce gradients in the last micro-batch of an update only, unless in each."""
+        """Reduce gradients in the last micro-batch of an update only, unless in each.
+
+        A static graph is noted in the first of all, which has to be reduced for that: torch asserts it. The sums are the same.
+        """
         self.accelerator.gradient_state.sync_gradients = sync
-        if sync or self.sync_each_batch or not isinstance(model, DistributedDataParallel):
+        if not isinstance(model, DistributedDataParallel):
             return contextlib.nullcontext()
-        return model.no_sync()
+        reduces = sync or self.sync_each_batch or self._learns_graph
+        self._learns_graph = False
+        return contextlib.nullcontext() if reduces else model.no_sync()
 
     # ---- what a checkpoint holds ----
 

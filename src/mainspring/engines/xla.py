@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 from mainspring import checkpoint as ckpt
 from mainspring.engines.base import EngineOptions, SingleProcess
 from mainspring.errors import NotAvailableError, Problem
+from mainspring.state import CONTROL_FLAGS, TrainerControl
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -161,6 +162,36 @@ class XLA(SingleProcess):
         """The `value` of the process `source`."""
         return self._model.mesh_reduce("mainspring.share", value, lambda every: every[source])
 
+    def every(self, value: Any) -> list[Any]:
+        """The values of all processes."""
+        return list(self._model.mesh_reduce("mainspring.every", value, list))
+
+    def each(self, numbers: Sequence[int]) -> list[list[int]]:
+        """A few whole numbers of every process."""
+        return self.every(list(numbers))
+
+    def pass_on(self, value: Any, source: int) -> Any:
+        """The `value` of the process `source`."""
+        return self.share(value, source)
+
+    def channel(self) -> None:
+        """None with one process. Several have no way to meet but the device's, where a thread would be in the way.
+
+        Raises:
+            NotAvailableError: There are several.
+        """
+        self._refuse_channel("save_in_background", True, "leave it out: the run waits while a checkpoint is written")
+
+    def data_channel(self) -> None:
+        """As `channel`; one process would read for all and send through it."""
+        fix = "leave it out: each process reads its own share"
+        self._refuse_channel("accelerator_config", {"dispatch_batches": True}, fix)
+
+    def _refuse_channel(self, option: str, value: object, fix: str) -> None:
+        if self.world_size > 1:
+            why = "XLA's processes have no channel of their own beside the device's"
+            raise NotAvailableError([Problem(option, value, why, fix)])
+
     def barrier(self) -> None:
         """Wait for all processes."""
         self._model.rendezvous("mainspring.barrier")
@@ -172,6 +203,12 @@ class XLA(SingleProcess):
     def agree(self, wish: bool) -> bool:
         """Whether any process wishes it: asked at once, since there is no channel beside the device's."""
         return self.any(wish)
+
+    def settle(self, control: TrainerControl) -> None:
+        """Leave in `control` what any process asks for: asked at once, too."""
+        wishes = self.every([getattr(control, flag) for flag in CONTROL_FLAGS])
+        for flag, every in zip(CONTROL_FLAGS, zip(*wishes, strict=True), strict=True):
+            setattr(control, flag, any(every))
 
 
 def _module(name: str, options: EngineOptions | None = None) -> Any:
