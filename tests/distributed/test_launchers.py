@@ -277,18 +277,32 @@ def test_a_signal_reaches_every_process_and_the_job_can_be_continued(tmp_path: P
 
 
 FAILING = """
-import os, sys
+import os, sys, time
+from datetime import timedelta
+import torch
+from torch import distributed as dist
 attempt, rank = int(os.environ["TORCHELASTIC_RESTART_COUNT"]), int(os.environ["RANK"])
-print("attempt", attempt, "of", sys.argv[1:], flush=True)
-sys.exit(3 if rank == 1 and attempt < 1 else 0)
+time.sleep(2 * attempt * (rank == 0))  # the other one looks for it while only the first start's address is there
+dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+total = torch.ones(1)
+dist.all_reduce(total)
+os.write(1, f"attempt {attempt} of {int(total)} {sys.argv[1]}\\n".encode())  # as one, between the other's lines
+os._exit(int(sys.argv[2]) if rank == 1 and attempt < 1 else 0)
 """
 
 
-@pytest.mark.parametrize(("restarts", "status"), [("0", 3), ("1", 0)])
-def test_the_exit_code_is_that_of_the_job(restarts: str, status: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("restarts", "code", "status"),
+    [("0", "3", 3), ("1", "3", 0), ("1", str(EXIT_RESUMABLE), EXIT_RESUMABLE)],
+    ids=["failed", "restarted", "stopped"],
+)
+def test_the_exit_code_is_that_of_the_job(restarts: str, code: str, status: int, tmp_path: Path) -> None:
+    """Processes that start anew find each other; those that were asked to stop, and saved, do not start anew."""
     (tmp_path / "fail.py").write_text(FAILING)
-    words = ["launch", "--nproc", str(PROCESSES), "--max-restarts", restarts, str(tmp_path / "fail.py"), "--nproc", "x"]
+    script = [str(tmp_path / "fail.py"), "--nproc", code]
+    words = ["launch", "--nproc", str(PROCESSES), "--max-restarts", restarts, *script]
     printed = run(module("mainspring.cli", *words), status=status)
-    assert "of ['--nproc', 'x']" in printed
-    assert ("attempt 1" in printed) == (status == 0)
+    assert f"attempt 0 of {PROCESSES} --nproc" in printed
+    assert printed.count(f"attempt 1 of {PROCESSES}") == (PROCESSES if status == 0 else 0)
     assert ("process 1 ended with status 3" in printed) == (status == 3)
+    assert ("stopped with a checkpoint" in printed) == (status == EXIT_RESUMABLE)

@@ -21,7 +21,10 @@ def failure(*codes: int) -> Any:
     ("codes", "status", "said"),
     [
         ((3,), 3, "process 0 ended with status 3; "),
-        ((1, -15), 1, "process 0 ended with status 1, the first of 2 to fail; "),
+        ((1, -15), 1, "process 0 ended with status 1; "),
+        ((-15, 1), 1, "process 1 ended with status 1; "),
+        ((-15, 75), 75, "stopped with a checkpoint"),
+        ((-15, -15), 143, "process 0 was ended by signal 15; "),
         ((-9, 1), 137, "process 0 was ended by signal 9, the first of 2 to fail; "),
         ((75, 75), 75, "stopped with a checkpoint"),
         ((75, 1, -6), 1, "process 1 ended with status 1, the first of 2 to fail; "),

@@ -129,10 +129,11 @@ def test_machines_that_come_and_go_are_numbered_as_they_come() -> None:
 
 
 @pytest.mark.parametrize(
-    ("nnodes", "max_restarts", "apart"), [("2", 0, False), ("1:2", 1, True), ("2", 1, True), ("1", 1, False)]
+    ("nnodes", "max_restarts", "apart"),
+    [("2", 0, False), ("1:2", 1, True), ("1:2", 0, True), ("2", 1, True), ("1", 1, True), ("1", 0, False)],
 )
-def test_machines_that_restart_meet_anew_each_time(nnodes: str, max_restarts: int, apart: bool) -> None:
-    found = job_of(Wanted("train.py", nproc=2, nnodes=nnodes, max_restarts=max_restarts, node_rank=0, master_addr="m"))
+def test_processes_that_restart_meet_anew_each_time(nnodes: str, max_restarts: int, apart: bool) -> None:
+    found = job_of(Wanted("t", is_module=True, nnodes=nnodes, max_restarts=max_restarts, rdzv_endpoint="m:1"))
     assert ("TORCH_DISABLE_SHARE_RDZV_TCP_STORE" in found.environment) == apart
 
 
@@ -147,6 +148,10 @@ def test_machines_that_restart_meet_anew_each_time(nnodes: str, max_restarts: in
         ({"nnodes": "2", "master_addr": "h", "node_rank": 2}, "^node_rank=2: there are 2 machines"),
         ({"node_rank": 1}, "^node_rank=1: there is one machine"),
         ({"rdzv_endpoint": "h:1", "master_port": 2}, "^rdzv_endpoint='h:1': --master-addr or .*give one"),
+        (
+            {"nnodes": "2", "node_rank": 0, "master_addr": "h", "max_restarts": 1},
+            "^max_restarts=1: with a static .*c10d",
+        ),
         ({"nnodes": "2:1"}, "^nnodes='2:1': is no number"),
         ({"nnodes": "two"}, "^nnodes='two': is no number"),
         ({"nnodes": "1:2", "rdzv_backend": "static", "master_addr": "h"}, "^rdzv_backend='static'.*use c10d"),

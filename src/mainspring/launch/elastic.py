@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from importlib import import_module
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -17,9 +18,13 @@ from mainspring.errors import EXIT_RESUMABLE
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.agent.server.api import RunResult
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
     from mainspring.launch.job import Job
+
+_ENDED_BY_TORCH = -signal.SIGTERM
+"""How torch ends the other processes once one has failed."""
 
 
 def run(job: Job) -> int:
@@ -38,7 +43,7 @@ def run(job: Job) -> int:
     os.environ.update(job.environment)
     statuses: list[int] = []
     _pass_on_sigusr1()
-    _note_endings(statuses)
+    _heed_endings(statuses, job.meeting.nnodes)
     try:
         torchrun.run(torch_options(job))
     except ChildFailedError as error:
@@ -92,11 +97,21 @@ def _pass_on_sigusr1() -> None:
         signal.signal(signal.SIGUSR1, receive)
 
 
-def _note_endings(statuses: list[int]) -> None:
-    """Let torch's agent note how the processes ended that it passed a signal on to; it would forget it."""
+def _heed_endings(statuses: list[int], nnodes: tuple[int, int]) -> None:
+    """Let torch's agent heed how processes ended.
+
+    It would forget how those did that it passed a signal on to; and start those anew that were asked to stop, and saved.
+    In a job of machines that come and go it still does: the others may go on when one is asked to stop.
+    """
     from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 
-    class NotingAgent(LocalElasticAgent):
+    class HeedingAgent(LocalElasticAgent):
+        def _monitor_workers(self, *args: Any, **kwargs: Any) -> RunResult:
+            result: RunResult = super()._monitor_workers(*args, **kwargs)
+            if nnodes[0] == nnodes[1] and _were_asked_to_stop(result.failures):
+                self._remaining_restarts = 0
+            return result
+
         def _shutdown(self, *args: Any, **kwargs: Any) -> None:
             super()._shutdown(*args, **kwargs)
             handlers = getattr(self._pcontext, "subprocess_handlers", {})
@@ -104,19 +119,25 @@ def _note_endings(statuses: list[int]) -> None:
             statuses[:] = [code for code in codes if code is not None]
 
     api: Any = import_module("torch.distributed.launcher.api")
-    api.LocalElasticAgent = NotingAgent
+    api.LocalElasticAgent = HeedingAgent
 
 
 def _failed(error: ChildFailedError) -> int:
-    failures = {rank: one for rank, one in error.failures.items() if one.exitcode != EXIT_RESUMABLE}
-    if not failures:
+    if _were_asked_to_stop(error.failures):
         return _resumable()
-    rank, first = min(failures.items(), key=lambda item: item[1].timestamp)
-    number = len(failures)
+    own = {rank: one for rank, one in error.failures.items() if one.exitcode not in (EXIT_RESUMABLE, _ENDED_BY_TORCH)}
+    rank, first = min((own or error.failures).items(), key=lambda item: item[1].timestamp)
+    number = len(own)
     others = f", the first of {number} to fail" if number > 1 else ""
     ending = f"was ended by signal {-first.exitcode}" if first.exitcode < 0 else f"ended with status {first.exitcode}"
     _say(f"process {rank} {ending}{others}; what it printed stands above")
     return _status(first.exitcode)
+
+
+def _were_asked_to_stop(failures: Mapping[int, ProcessFailure]) -> bool:
+    """Whether processes were asked to stop, and saved, and nothing else has gone wrong."""
+    codes = {failure.exitcode for failure in failures.values()}
+    return EXIT_RESUMABLE in codes and codes <= {EXIT_RESUMABLE, _ENDED_BY_TORCH}
 
 
 def _stopped(asked: signal.Signals, statuses: list[int]) -> int:

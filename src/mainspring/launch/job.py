@@ -243,11 +243,14 @@ def _environment(
 def _restarts_apart(wanted: Wanted, meeting: Meeting) -> dict[str, str]:
     """Let the processes of each new start meet at a store of their own.
 
-    In the one of the machines, which torch would take, starts are told apart by a count of restarts that every machine
-    keeps for itself: after the first failure the counts differ, and processes look for others that are gone.
+    The one of the launchers, which torch would take, lasts as long as they do: processes would find what those of an
+    earlier start have written, and look for others that are gone.
     """
-    restarts = wanted.max_restarts > 0 and meeting.nnodes[1] > 1
-    return {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"} if restarts else {}
+    may_start_anew = wanted.max_restarts > 0 or meeting.nnodes[0] != meeting.nnodes[1]
+    if may_start_anew and meeting.backend == "static" and meeting.nnodes != (1, 1):
+        why = "with a static rendezvous, machines do not hear of each other's new starts, and wait in vain"
+        raise OptionError([Problem("max_restarts", wanted.max_restarts, why, "add --rdzv-backend c10d")])
+    return {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"} if may_start_anew else {}
 
 
 def _told(path: str | None, meeting: Meeting, nproc: int, devices: Devices, is_default: bool) -> tuple[str, ...]:
