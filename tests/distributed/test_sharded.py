@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import pickle
 import shutil
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -265,3 +266,56 @@ def test_metadata_that_points_out_of_its_folder_is_refused(out: Path, tmp_path: 
     (folder / ".metadata").write_bytes(content.replace(b"__1_0.distcp", b"../_0.distcp"))
     with pytest.raises(CheckpointError, match="not to be had beside it"):
         read_metadata(folder)
+
+
+def without_chunks(metadata: Any) -> None:
+    del metadata.state_dict_metadata["model.back.weight"].chunks[0]  # the last may be empty
+
+
+def larger_than_its_chunks(metadata: Any) -> None:
+    kind = metadata.state_dict_metadata["model.back.weight"]
+    kind.size = torch.Size([2 * kind.size[0], *kind.size[1:]])
+
+
+def without_a_place(metadata: Any) -> None:
+    del metadata.storage_data[next(index for index in metadata.storage_data if index.fqn == "model.back.weight")]
+
+
+def without_places(metadata: Any) -> None:
+    metadata.storage_data = None
+
+
+def before_the_beginning(metadata: Any) -> None:
+    next(iter(metadata.storage_data.values())).offset = -5
+
+
+def for_another(metadata: Any) -> None:
+    places = metadata.storage_data
+    one, other = (
+        next(index for index in places if index.fqn == f"model.{name}") for name in ("back.weight", "back.bias")
+    )
+    places[one], places[other] = places[other], places[one]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (without_chunks, "has parts of model.back.weight only"),
+        (larger_than_its_chunks, "has parts of model.back.weight only"),
+        (without_a_place, "does not say where model.back.weight is"),
+        (without_places, "does not say where"),
+        (before_the_beginning, "not to be had beside it"),
+        (for_another, "does not hold what the list of shards says it does of model.back"),
+    ],
+)
+def test_metadata_that_is_not_all_there_is_refused(
+    change: Callable[[Any], None], words: str, out: Path, tmp_path: Path
+) -> None:
+    """What no shard holds would keep the values that it had."""
+    folder = tmp_path / SHARDED_MODEL_FOLDER
+    shutil.copytree(out / "link-0" / SHARDED_MODEL_FOLDER, folder)
+    metadata = read_metadata(folder)
+    change(metadata)
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+    with pytest.raises(CheckpointError, match=words):
+        load_weights(net(), tmp_path)

@@ -18,7 +18,9 @@ Nothing in one is ever executed: tensors are safetensors, facts are JSON, and wh
 | `background` | how is one written while training goes on? |
 | `deferral` | which writes wait for that? |
 | `snapshot` | how is the state kept until then? |
-| `manifest` | is it what was written? |
+| `manifest`, `manifest_text` | is it what was written? how is that written down? |
+| `hashing` | by what is a file known? |
+| `disk` | how is what was written forced to the disk, and what is a system's refusal? |
 | `space` | does it fit on the disk? |
 | `weights` | how do a model's weights get in and out? |
 | `adapters` | how do those of PEFT's adapters? |

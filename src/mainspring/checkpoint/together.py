@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -83,7 +84,7 @@ def by_writers(work: Callable[[], Any], processes: Processes, disk: Disk) -> Any
     """Return what the process finds out that makes the folders on this one's disk; an error of one is everybody's.
 
     Args:
-        work: What it does; the result, or the error, is a picklable object.
+        work: What it does; the result is a picklable object.
         processes: Those of the run; all of them call this.
         disk: Whose disk is whose.
     """
@@ -93,10 +94,19 @@ def by_writers(work: Callable[[], Any], processes: Processes, disk: Disk) -> Any
             result = work()
         except Exception as problem:  # noqa: BLE001 (raised below, on every process)
             error = problem
-    errors = [one for one in processes.every(error) if one is not None]
+    errors = [one for one in processes.every(error and _that_travels(error)) if one is not None]
     if errors:
         raise error or errors[0]
     return disk.share(result)
+
+
+def _that_travels(error: Exception) -> Exception:
+    """The error, or, where another process could not rebuild it, one that says the same."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # noqa: BLE001 (whatever its class does when it is rebuilt)
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def in_any_case(*steps: Callable[[], object]) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from math import prod
 from pathlib import Path
 
-from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 
 from mainspring.checkpoint.pickles import METADATA_SUFFIX, refuse
 from mainspring.checkpoint.shards import unpickle_metadata
@@ -31,6 +32,7 @@ def read_metadata(folder: StrPath) -> Metadata:
     refuse(file)
     try:
         metadata: Metadata = unpickle_metadata(file)
+        _refuse_gaps(metadata)
         needed = _extents(metadata)
     except OSError:
         raise
@@ -44,12 +46,26 @@ def read_metadata(folder: StrPath) -> Metadata:
     return metadata
 
 
+def _refuse_gaps(metadata: Metadata) -> None:
+    """Refuse an entry that is not there in full: what no shard holds would keep any value, and nobody would be told."""
+    places = metadata.storage_data or {}
+    for name, kind in metadata.state_dict_metadata.items():
+        parts = [MetadataIndex(name)]
+        if isinstance(kind, TensorStorageMetadata):
+            parts = [MetadataIndex(name, chunk.offsets) for chunk in kind.chunks]
+            if sum(prod(chunk.sizes) for chunk in kind.chunks) < prod(kind.size):
+                raise CheckpointError(f"has parts of {name} only")
+        if any(part not in places for part in parts):
+            raise CheckpointError(f"does not say where {name} is")
+
+
 def _extents(metadata: Metadata) -> dict[str, int]:
     """How long each shard is at least."""
     ends: dict[str, int] = {}
     for index, place in (metadata.storage_data or {}).items():
         name = place.relative_path
-        if getattr(place, "transform_descriptors", None) or Path(name).name != name:
+        outside = Path(name).name != name or min(place.offset, place.length) < 0
+        if getattr(place, "transform_descriptors", None) or outside:
             raise CheckpointError(f"has an entry that is not to be had beside it as it is ({index.fqn})")
         ends[name] = max(ends.get(name, 0), place.offset + place.length)
     return ends

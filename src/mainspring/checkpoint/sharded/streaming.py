@@ -97,7 +97,12 @@ def _value(root: Path, metadata: Metadata, key: str) -> Any:
     whole = torch.empty(kind.size, dtype=kind.properties.dtype)
     for chunk in kind.chunks:
         region = tuple(slice(start, start + size) for start, size in zip(chunk.offsets, chunk.sizes, strict=True))
-        whole[region].copy_(_load(root, metadata, MetadataIndex(key, chunk.offsets)))
+        index = MetadataIndex(key, chunk.offsets)
+        part = _load(root, metadata, index)
+        if getattr(part, "shape", None) != whole[region].shape:
+            name = root / metadata.storage_data[index].relative_path
+            raise CheckpointError(f"{name} does not hold what the list of shards says it does of {key}")
+        whole[region].copy_(part)
     return whole
 
 
