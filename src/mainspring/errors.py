@@ -98,13 +98,14 @@ class ProcessesError(MainspringError, RuntimeError):
 def between_processes(error: BaseException) -> bool:
     """Whether torch raised this because something between processes failed: gloo, NCCL, or the store where they meet.
 
-    gloo has no exception of its own, only a `RuntimeError` whose text names its source file.
+    gloo has no exception of its own, only a `RuntimeError` whose text names its source file, or is that of a pair of
+    processes which it has closed after a timeout.
     """
     if not isinstance(error, RuntimeError) or isinstance(error, MainspringError):
         return False
     kinds = type(error).__mro__
     torchs = any(kind.__module__.startswith("torch") and kind.__name__ == "DistError" for kind in kinds)
-    return torchs or "/gloo/" in str(error)
+    return torchs or "/gloo/" in str(error) or "caused pair closure" in str(error)
 
 
 EXIT_LOST = 69

@@ -111,6 +111,7 @@ class Run:
 def fit(trainer: Trainer, run: Run) -> TrainOutput:
     """Train from where the run starts to the end of its plan."""
     engine = trainer._engine
+    engine.forget_wishes()
     with run.stops.listen(), engine.during(lambda: f"training, update {trainer.state.global_step + 1}"):
         with trainer._saving_on_exception(run):
             trainer._fire("on_train_begin")
@@ -342,6 +343,7 @@ class UpdateRunner:
     def log_save_evaluate(self) -> None:
         """Log, evaluate and save where the control asks for it, through the overridable seam."""
         trainer, run = self.trainer, self.run
+        trainer._engine.settle(trainer.control)
         if run.saves_on_exception:
             run.boundary = trainer._boundary(events_due(trainer.control))
         with _leaving_evaluation(trainer, run):

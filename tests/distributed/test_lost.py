@@ -37,7 +37,12 @@ CUTS = {
     "training": ("on_step_begin", 3, "training, update 3", 1),
     "evaluation": ("on_prediction_step", 1, "evaluation after update 2", 1),
     # A group that is to be formed goes through the store: what torch waits for on the cut-off side never ends.
-    "forming a group": ("on_step_end", 1, "training, update 2, waiting for an agreement of all ranks", EXIT_LOST),
+    "forming a group": (
+        "on_step_end",
+        1,
+        "training, update 2, waiting for what callbacks of all ranks ask for",
+        EXIT_LOST,
+    ),
 }
 """The event at which the second host is cut off, what both are doing then, and the status with which it ends."""
 

@@ -14,8 +14,9 @@ TIMES = ("runtime", "per_second")
 
 
 def trainer(folder: Path, **changes: Any) -> Trainer:
-    """A language model with dropout, nine updates in three epochs; `changes` are options, `callbacks` and `rows`."""
+    """A language model with dropout, nine updates in three epochs; `changes` are options, `callbacks`, `metric` and `rows`."""
     callbacks, rows = changes.pop("callbacks", None), changes.pop("rows", 22)
+    metric = changes.pop("metric", None)
     options = {
         "per_device_train_batch_size": 4,
         "gradient_accumulation_steps": 2,
@@ -37,6 +38,7 @@ def trainer(folder: Path, **changes: Any) -> Trainer:
         data_collator=data.collate_text,
         train_dataset=data.Items(data.ragged_text(rows)),
         eval_dataset=data.Items(data.ragged_text(9, seed=1)),
+        compute_metrics=metric,
         callbacks=callbacks,
     )
 

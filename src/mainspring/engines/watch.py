@@ -126,8 +126,8 @@ class Watch:
 
     def _lost(self, error: BaseException) -> ProcessesError:
         phase, place = self._place_of(error)
+        self._peers.end("lost", phase)  # first: the others, who ask at the same time, are to hear of this phase
         message = f"{self._complaint(place)}: {self._peers.account()}. What torch says: {error}"
-        self._peers.end("lost", phase)
         return ProcessesError(message, phase)
 
     def _complaint(self, place: str) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from mainspring.evaluation.kept import Outputs
 from mainspring.evaluation.streaming import Streamed, is_streaming, streamed
-from mainspring.metrics import EvalPrediction
+from mainspring.metrics import EvalPrediction, denumpify_detensorize
 
 if TYPE_CHECKING:
     from mainspring.evaluation.batches import Batch
@@ -52,7 +52,7 @@ class OfAll(NoMetric):
         """None without predictions or labels."""
         if arrays.predictions is None or arrays.labels is None:
             return {}
-        found: dict[str, Any] = self._function(_prediction(arrays))
+        found: dict[str, Any] = denumpify_detensorize(self._function(_prediction(arrays)))
         return found
 
 
