@@ -250,11 +250,24 @@ def refuse_label_argument(model: nn.Module) -> None:
 
 
 def param_count(model: nn.Module, trainable_only: bool = False) -> int:
-    """The number of parameters, a shared one counted once; of a ZeRO-3 partitioned one, its full size."""
+    """The number of parameters, a shared one counted once; of one that lies in pieces, its full size."""
+    return sum(_full_size(p) for p in model.parameters() if p.requires_grad or not trainable_only)
+
+
+def note_full_sizes(model: nn.Module) -> None:
+    """Note how large parameters are that become pieces without knowing of what."""
+    for parameter in model.parameters():
+        parameter._full_numel = parameter.numel()  # type: ignore[attr-defined]
+    model.__dict__[_COUNTED] = _parameters_outside_embeddings(model)
+
+
+_COUNTED = "_mainspring_parameters_outside_embeddings"
+"""Where a model remembers their number from before they became pieces."""
+
+
+def _full_size(parameter: nn.Parameter) -> int:
     # DeepSpeed leaves an empty tensor in place of a partitioned parameter and notes its size there.
-    return sum(
-        int(getattr(p, "ds_numel", p.numel())) for p in model.parameters() if p.requires_grad or not trainable_only
-    )
+    return int(getattr(parameter, "ds_numel", getattr(parameter, "_full_numel", parameter.numel())))
 
 
 class FlopCounter:
@@ -284,7 +297,8 @@ class FlopCounter:
         if not isinstance(tokens, Tensor):
             return 0.0
         if self._parameters is None:
-            self._parameters = _parameters_outside_embeddings(self._model)
+            known = self._model.__dict__.get(_COUNTED)
+            self._parameters = _parameters_outside_embeddings(self._model) if known is None else known
         return 6.0 * tokens.numel() * self._parameters
 
 

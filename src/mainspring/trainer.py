@@ -546,7 +546,22 @@ class Trainer(OlderNames):
         """Wrap `model` for the engine in use; a model that is already wrapped comes back as it is."""
         if models.unwrap(model) is not model:
             return model
-        return self._engine.prepare(model) if training else self._engine.place(model)
+        before = {id(parameter) for parameter in model.parameters()}
+        wrapped = self._engine.prepare(model) if training else self._engine.place(model)
+        self._refuse_stale_optimizer(before)
+        return wrapped
+
+    def _refuse_stale_optimizer(self, before: set[int]) -> None:
+        """Refuse an optimizer that was created too early: it would step parameters that the model no longer has."""
+        if self.optimizer is None or not self._engine.replaces_parameters:
+            return
+        stepped = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
+        now = {id(parameter) for parameter in self._engine.to_optimize(self.model, self.model_wrapped).parameters()}
+        if stepped & before - now:
+            raise RuntimeError(
+                f"the optimizer was created before the engine {self._engine.kind!r} replaced the model's parameters, and would "
+                "step the old ones: leave it to train(), or override create_optimizer, which is called at the right time"
+            )
 
     def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
         if getattr(model, "hf_device_map", None) is not None:
@@ -754,7 +769,7 @@ class Trainer(OlderNames):
         if strategy != "random":
             return self._order_by_length(strategy, dataset)
         if not self._settings.use_seedable_sampler:
-            reads = self._settings.dispatch_batches is not True or self._engine.world_size == 1
+            reads = self._settings.dispatch_batches is not True or self._engine.data_world_size == 1
             return GlobalOrder(dataset, self._engine.share if reads else int)
         return EpochRandomSampler(dataset, seed=self._data_seed())
 
@@ -905,7 +920,7 @@ class Trainer(OlderNames):
 
     def get_num_trainable_parameters(self) -> int:
         """Number of parameters that require a gradient."""
-        return sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+        return models.param_count(self.model, trainable_only=True)
 
     def get_optimizer_group(self, param: str | nn.Parameter | None = None) -> Any:
         """The parameter group that holds `param`; all groups where it is None."""
@@ -1884,13 +1899,16 @@ class Trainer(OlderNames):
             return
         if control.should_log and self.state.global_step > self._globalstep_last_logged:
             self._log_window(grad_norm, learning_rate, start_time)
+            self._engine.settle(self.control)
         if self.control.should_evaluate:
             metrics = self._evaluate(trial, ignore_keys_for_eval)
             is_best = self._may_be_best() and self._determine_best_metric(metrics=metrics, trial=trial)
             if self.args.save_strategy == SaveStrategy.BEST:
                 self.control.should_save = is_best
+            self._engine.settle(self.control)
         if self.control.should_save:
             self._save_and_tell(model, trial)
+            self._engine.settle(self.control)
 
     def _may_be_best(self) -> bool:
         """Whether an evaluation made now counts: in the older generation, only one that is saved with."""
@@ -1956,16 +1974,20 @@ class Trainer(OlderNames):
         return metrics
 
     def _chosen_metric(self, metrics: dict[str, float]) -> float:
-        """The value of `metric_for_best_model`, with or without the `eval_` prefix."""
+        """The value of `metric_for_best_model`, with or without the `eval_` prefix: the main process's.
+
+        Times differ between processes, and so may metrics of a subclass: yet one checkpoint is everybody's best.
+        """
         name = self.args.metric_for_best_model
         assert name is not None
         key = name if name.startswith("eval_") else f"eval_{name}"
-        if key not in metrics:
+        value: float | None = self._engine.share(metrics.get(key))
+        if value is None:
             raise KeyError(
                 f"metric_for_best_model={name!r}: evaluation returned no {key!r}, only {', '.join(sorted(metrics))}; "
                 "return it from compute_metrics, or choose one of these"
             )
-        return metrics[key]
+        return value
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """Keep the best metric in the state; returns whether this one is it."""
@@ -2074,6 +2096,8 @@ class Trainer(OlderNames):
         started = time.time()
         known = self._engine.is_placed(self.model)
         model = self._wrap_model(self.model, training=False)
+        if self._own.first_buffers:
+            self._engine.same_buffers(model)
         self._preparation_time = None if known or self.is_in_train else round(time.time() - started, 4)
         if not self.is_in_train and (self.args.fp16_full_eval or self.args.bf16_full_eval):
             half = torch.float16 if self.args.fp16_full_eval else torch.bfloat16

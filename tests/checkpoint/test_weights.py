@@ -360,6 +360,22 @@ def test_adapters_come_back(tmp_path: Path, names: tuple[str, ...]) -> None:
     assert model.active_adapters == [names[-1]]
 
 
+@pytest.mark.parametrize("names", [("default",), ("default", "mine")])
+def test_adapters_are_described_where_their_weights_are_elsewhere(names: tuple[str, ...], tmp_path: Path) -> None:
+    """As peft describes them beside the weights, and not as the model under them."""
+    model = with_adapters(*names)
+    save_model(model, tmp_path / "described", state_dict={})
+    save_model(model, tmp_path / "saved")
+    folders = ["", *names[1:]]
+    for folder in folders:
+        files = (tmp_path / kind / folder / "adapter_config.json" for kind in ("described", "saved"))
+        described, saved = (json.loads(file.read_text()) for file in files)
+        saved["auto_mapping"] = None  # by which peft finds a class for the weights beside it: none are here
+        assert described == saved
+    assert len([path for path in (tmp_path / "described").rglob("*") if path.is_file()]) == len(names)
+    assert not model.peft_config["default"].inference_mode
+
+
 def test_adapters_inside_a_pretrained_model_come_back(tmp_path: Path) -> None:
     from peft import LoraConfig
 

@@ -40,6 +40,7 @@ ELSEWHERE = {
     "orders_by_seed": "no order goes by length: see tests/test_sampling_strategies.py",
     "log_padding": "the scenarios' batches have no attention mask: see tests/data/test_padding.py",
     "metric_once": "shows in who is called, not in numbers: see tests/distributed/test_uneven_data.py",
+    "first_buffers": "the scenarios' models have no buffers that training changes: see tests/distributed/test_ddp_options.py",
     "exact_generation": "nothing is generated: see tests/parity/test_seq2seq.py",
     "grouped_evaluations": "is the newest reference's alone: see tests/parity",
     "sortish_groups": "likewise of Seq2SeqTrainer: see tests/test_sampling_strategies.py",

@@ -332,6 +332,8 @@ def accelerators(out: Path, options: dict[str, Any]) -> Any:
         "names": sorted(accelerator.get_state_dict(run.model)),
         "loss": run.evaluate()["eval_loss"],
         "same": run.accelerator.prepare(run.model) is run.model_wrapped,
+        "second_version": accelerator.is_fsdp2,
+        "operations": run.state.total_flos,
     }
 
 

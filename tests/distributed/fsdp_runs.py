@@ -48,7 +48,6 @@ def arguments(folder: Path | str, **options: Any) -> TrainingArguments:
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
-        "log_level": "error",
         "seed": 1,
     }
     return TrainingArguments(str(folder), **{**given, **options})
@@ -88,6 +87,7 @@ def facts(run: Any) -> dict[str, Any]:
         "share": share_held(run.model),
         "dtensors": all(isinstance(p, DTensor) for p in run.model.parameters()),
         "is_fsdp_enabled": run.is_fsdp_enabled,
+        "trainable": run.get_num_trainable_parameters(),
     }
 
 

@@ -96,6 +96,15 @@ def test_buffers_are_the_first_processs_unless_told_otherwise(find: Find) -> Non
     assert not torch.equal(own[1], shared[1])
 
 
+def test_the_first_processs_buffers_are_evaluated_as_they_are_saved(find: Find) -> None:
+    ended, evaluated = (
+        [find("evaluated_buffers", rank)[when] for rank in range(PROCESSES)] for when in ("seen", "evaluated")
+    )
+    assert not torch.equal(ended[0], ended[1])
+    assert torch.equal(evaluated[0], ended[0])
+    assert torch.equal(evaluated[1], ended[0])
+
+
 def test_the_first_processs_weights_are_everybodys_start(find: Find) -> None:
     assert _equal(find("other_start")["weights"], find("plain")["weights"])
 

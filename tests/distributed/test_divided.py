@@ -216,6 +216,8 @@ COMPLAINTS = {
     "heads": "the model has num_attention_heads=1, which do not fall into 2 equal parts",
     "width": "up has out_features=7, which does not fall into 2 equal parts",
     "shared": "gpt_neox.embed_in and lm_head share one weight, and the plan divides them differently",
+    "early": "the optimizer was created before the engine 'parallel' replaced the model's parameters",
+    "in_pieces": "lie in pieces on several processes, and the engine 'ddp' wants all of them on each: set fsdp=True",
     "optimizer": "optimizers=(optimizer, ...) cannot be combined with the engine 'parallel'",
 }
 
@@ -263,6 +265,19 @@ def test_layers_lie_in_quarters_where_shards_are_divided(four: Results) -> None:
         assert result["shards"]["pieces"][norm] == 0.5
         assert result["copies"]["pieces"][layer] == 0.5
         assert result["copies"]["pieces"][norm] == 1.0
+
+
+def test_a_model_that_was_sharded_when_it_was_loaded_is_not_sharded_again(four: Results, folder_of_four: Path) -> None:
+    """`from_pretrained(distributed_config=...)` says what the sizes are; training and saving are as ever."""
+    for result in four:
+        facts = result["loaded"]
+        assert (facts["engine"], facts["sizes"], facts["data"][1]) == ("ParallelShards", (2, 1, 1), 2)
+        assert facts["pieces"]["model.layers.0.self_attn.q_proj.weight"] == 0.25
+        for here, there in zip(facts["expected"], facts["logs"], strict=True):
+            assert there == pytest.approx(here, rel=1e-5)
+    _check_weights(
+        four[0]["loaded"]["weights"], load_file(folder_of_four / "loaded" / "model" / "model.safetensors"), 1e-5
+    )
 
 
 @pytest.mark.parametrize("name", WRITERS)

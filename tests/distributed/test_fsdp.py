@@ -8,7 +8,7 @@ import pytest
 
 from tests.distributed.fsdp_cases import CASES, FOUR
 from tests.distributed.fsdp_read import TOLERANCE, alone, found, furthest, weights_alone, weights_of
-from tests.distributed.fsdp_runs import STEPS
+from tests.distributed.fsdp_runs import STEPS, model
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -41,6 +41,12 @@ def test_the_model_is_sharded(name: str, fsdp_results: Path) -> None:
         assert facts["wrapper"] == ("FullyShardedDataParallel" if _is_first(name) else "FSDPGPT2LMHeadModel")
         assert facts["dtensors"] is not _is_first(name)
         assert facts["share"] <= (1.0 if name in WHOLE else 0.6)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "first_flat"])
+def test_parameters_are_counted_whole(name: str, fsdp_results: Path) -> None:
+    """However many of them lie on each process; flat ones cannot tell."""
+    assert found(fsdp_results, name)["trainable"] == sum(parameter.numel() for parameter in model().parameters())
 
 
 @pytest.mark.parametrize("name", FOUR)

@@ -96,6 +96,8 @@ def test_the_accelerator_knows(version: str, fsdp_results: Path) -> None:
     assert own["shape"] == plain["shape"]
     assert own["names"] == plain["names"]
     assert own["same"]
+    assert own["second_version"] is (version == "2")
+    assert own["operations"] == plain["operations"] > 0
     assert own["loss"] == pytest.approx(plain["loss"], rel=TOLERANCE)
     assert found(fsdp_results, "accelerators", rank=1)[version]["names"] == []
 

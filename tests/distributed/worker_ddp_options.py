@@ -46,6 +46,17 @@ class Net(nn.Module):
         return {"loss": ((output.squeeze(-1) - labels) ** 2).mean()}
 
 
+class Evaluated(Net):
+    """Its buffer is left as it is by evaluations."""
+
+    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        before = self.seen.clone()
+        outputs = super().forward(x, labels)
+        if not self.training:
+            self.seen.copy_(before)
+        return outputs
+
+
 class Gradients(TrainerCallback):
     """Keeps the gradients of the last update, which all processes have summed."""
 
@@ -148,6 +159,13 @@ def own_buffers(folder: Path) -> Any:
     return trained(folder, Net(), ddp_broadcast_buffers=False)[1]
 
 
+def evaluated_buffers(folder: Path) -> Any:
+    """Each process keeps its own buffers, until one model is evaluated."""
+    trainer, found = trained(folder, Evaluated(), ddp_broadcast_buffers=False)
+    trainer.evaluate(data.Items(data.points(16)))
+    return {**found, "evaluated": trainer.model.seen.clone()}
+
+
 def other_start(folder: Path) -> Any:
     """Every process begins with other weights."""
     return trained(folder, Net(seed=int(os.environ["RANK"])))[1]
@@ -225,6 +243,7 @@ CASES = (
     accumulated_static,
     buckets,
     own_buffers,
+    evaluated_buffers,
     other_start,
     compiled,
     half,

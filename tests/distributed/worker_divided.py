@@ -79,7 +79,17 @@ def complaints(out: Path) -> dict[str, str]:
     def with_model(model: nn.Module, plan: Any = None) -> Any:
         if plan is not None:
             model.tp_plan = plan
-        return lambda: trainer(two, out / "refused", model=model).train()
+        return lambda: trainer(two, out / "refused", model=model)
+
+    def early_optimizer() -> None:
+        of = trainer(two, out / "refused")
+        of.create_optimizer()
+        of.train()
+
+    def in_pieces() -> None:
+        of = trainer(two, out / "refused")
+        of.evaluate()
+        trainer(dataclasses.replace(two, sizes={}), out / "refused", model=of.model)
 
     own = {"layers.*.up": "colwise"}
     return {
@@ -93,7 +103,9 @@ def complaints(out: Path) -> dict[str, str]:
         "kind": complaint(with_model(models.Own(), {"dropout": "colwise"})),
         "heads": complaint(with_model(llama(num_attention_heads=1, num_key_value_heads=1, head_dim=16))),
         "width": complaint(with_model(models.Own(width=7))),
-        "shared": complaint(with_model(models.neox(tie_word_embeddings=True))),
+        "shared": complaint(lambda: with_model(models.neox(tie_word_embeddings=True))().train()),
+        "early": complaint(early_optimizer),
+        "in_pieces": complaint(in_pieces),
         "optimizer": complaint(lambda: with_optimizer(two, out / "refused")),
     }
 
@@ -159,6 +171,26 @@ def loaded_in_pieces(out: Path) -> dict[str, Any]:
     return {**facts(of), "logs": numbers(of), "weights": whole_weights(of), "four": four}
 
 
+def loaded_and_sharded(out: Path) -> dict[str, Any]:
+    """A model that transformers divided and sharded when it loaded it, and one that is divided and sharded here."""
+    from transformers import LlamaForCausalLM
+    from transformers.distributed import DistributedConfig
+
+    run = Run(llama, {"tp_size": 2, "dp_shard_size": 2}, {"fsdp": True})
+    here = trainer(run, out / "here")
+    torch.manual_seed(3)
+    folder = out / "pretrained"
+    if os.environ["RANK"] == "0":
+        llama().save_pretrained(folder)
+    torch.distributed.barrier()
+    model = LlamaForCausalLM.from_pretrained(folder, distributed_config=DistributedConfig(tp_size=2, fsdp_size=2))
+    there = trainer(dataclasses.replace(run, sizes={}), out / "there", model=model)
+    for of in (here, there):
+        of.train()
+    there.save_model(str(out / "model"))
+    return {**facts(there), "logs": numbers(there), "expected": numbers(here), "weights": whole_weights(here)}
+
+
 def on_two(out: Path) -> dict[str, Any]:
     """What two processes do."""
     results = {name: trained(run, out / name) for name, run in ON_TWO.items()}
@@ -187,6 +219,7 @@ def on_four(out: Path) -> dict[str, Any]:
     results["saved"] = saved_and_resumed(ON_FOUR["shards"], out, "saved", **adam)
     pieces = {**adam, "fsdp_config": {"state_dict_type": "SHARDED_STATE_DICT"}}
     results["saved_in_pieces"] = saved_and_resumed(ON_FOUR["shards"], out, "saved_in_pieces", **pieces)
+    results["loaded"] = loaded_and_sharded(out / "loaded")
     results["texts"] = {name: texts(run, out / "texts") for name, run in WRITERS.items()}
     results["saved_copies"] = saved_and_resumed(ON_FOUR["copies"], out, "saved_copies", **adam)
     return results

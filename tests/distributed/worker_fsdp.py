@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from tests.distributed.fsdp_cases import CASES, ENGINES, FOUR, Case
+from tests.distributed.fsdp_models import MODELS
 from tests.distributed.fsdp_probes import PROBES
 from tests.distributed.fsdp_runs import SAVED, facts, model, trainer, weights
 
@@ -74,7 +75,7 @@ def two(out: Path, results: Results) -> None:
             results.note(f"{name}-{other}", partial(train, out / f"{name}-{other}", checkpoint, **options))
     place = out / "four" / "checkpoint-1"
     results.note("fewer", partial(train, out / "fewer", place, saves=True, **ENGINES["shards"]))
-    for name, probe in PROBES.items():
+    for name, probe in {**PROBES, **MODELS}.items():
         results.note(name, partial(probe, out / "probes" / name))
 
 

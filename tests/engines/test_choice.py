@@ -81,8 +81,13 @@ REFUSED = {
         "product of the sizes is 3, and the run has 2 processes",
     ),
     "shards_need_fsdp": (asked(2, parallelism=ParallelSizes(dp_shard_size=2)), "parallelism_config", "set fsdp=True"),
+    "fsdp_needs_somebody_to_share_with": (
+        asked(2, parallelism=ParallelSizes(tp_size=2), fsdp=FSDP),
+        "fsdp",
+        "hold parts of one model .tp.*dp_shard_size above 1",
+    ),
     "splits_need_the_second_version": (
-        asked(2, parallelism=ParallelSizes(tp_size=2), fsdp=FSDPConfig(version=1)),
+        asked(4, parallelism=ParallelSizes(tp_size=2, dp_shard_size=2), fsdp=FSDPConfig(version=1)),
         "fsdp_config",
         "flattens the parameters, and tp",
     ),
@@ -167,7 +172,11 @@ WORLDS = [
 DOES: dict[str, Callable[[choice.Asked], bool]] = {
     "xla": lambda asked: not asked.split and (asked.options.fsdp is None or asked.options.fsdp.xla),
     "sagemaker": lambda asked: not asked.split and asked.options.fsdp is None,
-    "parallel": lambda asked: asked.processes > 1 and asked.options.ddp.comm_hook is None,
+    "parallel": lambda asked: (
+        asked.processes > 1
+        and asked.options.ddp.comm_hook is None
+        and (asked.options.fsdp is None or asked.split == ("cp",))
+    ),
     "fsdp": lambda asked: not asked.split and asked.options.ddp.comm_hook is None,
     "ddp": lambda asked: asked.processes > 1 and not asked.split and asked.options.fsdp is None,
     "data_parallel": lambda asked: asked.processes == 1 and asked.options.fsdp is None and not asked.options.compiles,

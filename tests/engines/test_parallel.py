@@ -13,7 +13,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
 from mainspring.arguments.parallel_sizes import ParallelSizes
 from mainspring.engines.mesh import agreed_sizes, check_world, sizes_of_model
 from mainspring.engines.parallel import context
-from mainspring.engines.parallel.checks import check_divisible, check_sizes, shared_weights
+from mainspring.engines.parallel.checks import check_adapters, check_divisible, check_sizes, shared_weights
 from mainspring.engines.parallel.plan import expand, plan_of
 from mainspring.engines.parallel.styles import Whole
 from mainspring.errors import NotAvailableError, OptionError
@@ -108,6 +108,15 @@ def test_all_that_leaves_a_remainder_is_said_at_once() -> None:
     with pytest.raises(OptionError) as caught:
         check_divisible(Own(width=9), {"up": "colwise", "down": "rowwise"}, 2)
     assert len(caught.value.problems) == 2
+
+
+def test_adapters_are_refused() -> None:
+    """No plan names them: they would be whole in the midst of pieces."""
+    model: Any = llama()
+    check_adapters(model, 2)
+    model._hf_peft_config_loaded = True
+    with pytest.raises(OptionError, match="not the adapters in them"):
+        check_adapters(model, 2)
 
 
 def test_shared_weights_are_found() -> None:

@@ -39,6 +39,8 @@ class Behaviour:
     metric_once: bool = row(              True,   False,    False,
         "Of several processes the main one calls `compute_metrics` and tells the others its answer, rather than each "
         "calling it for itself")
+    first_buffers: bool = row(            True,   False,    False,
+        "Of several processes all evaluate with the buffers of the first, which are those that are saved")
     finite_evaluations: bool = row(       True,   True,     False,
         "`logging_nan_inf_filter` keeps NaN and infinite losses out of the evaluation loss too")
     loss_by_items: bool = row(            True,   True,     False,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from mainspring.checkpoint.contents import Contents
 from mainspring.checkpoint.names import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME, ADAPTER_WEIGHTS_NAME
 from mainspring.checkpoint.torch_files import load_torch
 from mainspring.errors import CheckpointError
-from mainspring.model import is_peft
+from mainspring.model import base_of_peft, is_peft
 
 # What peft puts before the names of the wrapped model's tensors, in its files also where nothing is wrapped.
 _PEFT_PREFIX = "base_model.model."
@@ -43,6 +45,16 @@ def adapter_folders(model: Any, contents: Contents) -> dict[str, Contents]:
         return named
     top = "default" if named or "default" in model.peft_config else _active(model)
     return {top: contents, **named}
+
+
+def describe_adapters(model: Any, folder: str | os.PathLike[str]) -> None:
+    """Write the configurations of a PEFT model's adapters to where `adapter_folders` looks for their weights."""
+    base = getattr(base_of_peft(model), "name_or_path", None)
+    for name, config in model.peft_config.items():
+        described = copy.copy(config)
+        described.inference_mode = True  # as peft saves it: who loads an adapter may only want to use it
+        described.base_model_name_or_path = config.base_model_name_or_path or base or None
+        described.save_pretrained(os.path.join(folder, "" if name == "default" else name))
 
 
 def load_adapters(model: Any, folders: Mapping[str, Contents]) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mainspring.checkpoint.adapters import adapter_folders, has_adapters, load_adapters
+from mainspring.checkpoint.adapters import adapter_folders, describe_adapters, has_adapters, load_adapters
 from mainspring.checkpoint.contents import Contents
 from mainspring.checkpoint.deferral import their_writes_too, write
 from mainspring.checkpoint.disk import as_os_errors
@@ -166,6 +166,9 @@ def _not_gathered_again(model: nn.Module, given: dict[str, Any] | None) -> Itera
 
 def _describe(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     """Write the configurations that `from_pretrained` reads beside the weights."""
+    if is_peft(model):
+        describe_adapters(model, folder)
+        return
     generates = getattr(model, "can_generate", None)
     names = ("config", "generation_config") if callable(generates) and generates() else ("config",)
     for name in names:

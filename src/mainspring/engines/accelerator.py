@@ -36,6 +36,7 @@ class MainspringAccelerator(Accelerator):
 
     _engine: SingleProcess
     _precision: str
+    _prepares = False
 
     @property
     def mixed_precision(self) -> str:
@@ -58,6 +59,20 @@ class MainspringAccelerator(Accelerator):
         engine = getattr(self, "_engine", None)
         sharded = engine is not None and engine.is_fsdp
         return DistributedType.FSDP if sharded else super().distributed_type
+
+    @property
+    def is_fsdp2(self) -> bool:
+        """Whether torch's `fully_shard` shards the model. Not within `prepare`, where Accelerate would shard it by itself."""
+        engine = getattr(self, "_engine", None)
+        return engine is not None and engine.is_fsdp2 and not self._prepares
+
+    def prepare(self, *args: Any, device_placement: list[bool] | None = None) -> Any:
+        """Prepare each object by itself: models go to `prepare_model`, alone or beside their optimizer."""
+        self._prepares = True
+        try:
+            return super().prepare(*args, device_placement=device_placement)
+        finally:
+            self._prepares = False
 
     def get_state_dict(self, model: torch.nn.Module, unwrap: bool = True) -> Any:
         """The weights of a model, whole; of a sharded one on the main process, and {} elsewhere. All processes call it."""

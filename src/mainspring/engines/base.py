@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mainspring.arguments.parallel_sizes import ParallelSizes
     from mainspring.checkpoint.together import Channel
     from mainspring.engines.accelerator import MainspringAccelerator
+    from mainspring.state import TrainerControl
 
 _NOTHING: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
 
@@ -88,6 +89,7 @@ class SingleProcess:
     Attributes:
         kind: Name of this way to run, as in `ENGINES`.
         is_fsdp: Whether the model is sharded by FSDP, which users read as `trainer.is_fsdp_enabled`.
+        is_fsdp2: Whether that is its second version, which users read as `accelerator.is_fsdp2`.
         replaces_parameters: Whether `prepare` puts other parameters into the model: its optimizer is made, and the weights
             of a checkpoint are read, after it.
         saves_shards: Whether checkpoints hold the weights in pieces, by `save_shards`, rather than whole.
@@ -104,6 +106,7 @@ class SingleProcess:
 
     kind: ClassVar[str] = "single"
     is_fsdp: ClassVar[bool] = False
+    is_fsdp2: ClassVar[bool] = False
     replaces_parameters: ClassVar[bool] = False
 
     def __init__(self, accelerator: MainspringAccelerator, options: EngineOptions) -> None:
@@ -345,7 +348,19 @@ class SingleProcess:
         """
         return wish
 
+    def settle(self, control: TrainerControl) -> None:
+        """Leave in `control` what every process asks for; what only some ask for, all ask for the next time.
+
+        Each must settle equally often.
+        """
+
+    def forget_wishes(self) -> None:
+        """A run begins: nothing that was asked for before is waited for."""
+
     # ---- evaluation ----
+
+    def same_buffers(self, model: nn.Module) -> None:
+        """Let all processes evaluate with the buffers of the first, which are those that it saves."""
 
     def evaluation_batches(self, loader: Iterable[Any]) -> Iterator[tuple[Any, list[int] | None]]:
         """Yield `(batch, rows)` for an evaluation; `rows` are those that each process contributes, None for all of it.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from mainspring.arguments import sagemaker
 from mainspring.arguments.spellings import warn
 from mainspring.arguments.typed import truth
+from mainspring.engines.mesh import is_divided
 from mainspring.errors import OptionError, Problem
 from mainspring.model import devices_of_map, is_quantized_base
 
@@ -166,6 +167,17 @@ def shards_need_fsdp(asked: Asked) -> Problem | None:
     return Problem("parallelism_config", given, "fsdp is off, which is what shards a model", "set fsdp=True")
 
 
+def fsdp_needs_somebody_to_share_with(asked: Asked) -> Problem | None:
+    """Where all processes hold parts of one model, nothing is left to shard, and no setting of FSDP would act."""
+    sizes = asked.options.parallelism
+    if asked.options.fsdp is None or not asked.split or sizes is None or sizes.total_size != asked.processes:
+        return None
+    if sizes.data_size * sizes.cp_size > 1:
+        return None
+    why = f"all {sizes.total_size} processes hold parts of one model ({', '.join(asked.split)}), and none is left to shard it over"
+    return Problem("fsdp", True, why, "leave it out, or start more processes, with dp_shard_size above 1")
+
+
 def splits_need_the_second_version(asked: Asked) -> Problem | None:
     """Version 1 flattens parameters, which leaves nothing to split."""
     fsdp = asked.options.fsdp
@@ -236,6 +248,7 @@ RULES: tuple[Callable[[Asked], Problem | None], ...] = (
     a_launcher_is_heeded,
     sizes_make_the_world,
     shards_need_fsdp,
+    fsdp_needs_somebody_to_share_with,
     splits_need_the_second_version,
     hooks_are_ddps,
     xla_shards_in_its_own_way,
@@ -275,8 +288,8 @@ def check_subjects(engine: SingleProcess, model: nn.Module, *, given_optimizer: 
 
     Raises:
         RuntimeError: An optimizer of parameters that the engine replaces.
-        ValueError: A model on several devices of its own, where the engine wants one on each. A model that nobody can
-            train, for its weights are quantized.
+        ValueError: A model on several devices of its own, where the engine wants one on each. A model in pieces, where it
+            wants a whole one. A model that nobody can train, for its weights are quantized.
     """
     if given_optimizer and engine.replaces_parameters:
         raise RuntimeError(
@@ -289,6 +302,11 @@ def check_subjects(engine: SingleProcess, model: nn.Module, *, given_optimizer: 
             f"the model lies on several devices by its device map ({', '.join(map(str, mapped))}), and the engine "
             f"{engine.kind!r} wants a whole one on each: start one process, and pass the model as model=... and not by "
             "model_init; or load it without device_map"
+        )
+    if not engine.replaces_parameters and is_divided(model):
+        raise ValueError(
+            f"the parameters of the model lie in pieces on several processes, and the engine {engine.kind!r} wants all of them "
+            "on each: set fsdp=True, which goes on with the pieces, or load the model whole"
         )
     if is_quantized_base(model):
         raise ValueError(

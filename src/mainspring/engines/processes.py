@@ -11,7 +11,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import distributed as dist
+from torch import distributed as dist, nn
+from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_map_only
 
 from mainspring.data.samplers import mark_last
@@ -20,6 +21,7 @@ from mainspring.data.uneven import may_end_apart
 from mainspring.engines.base import EngineOptions, SingleProcess
 from mainspring.engines.watch import Phase, Watch, waits_for
 from mainspring.processes import limit_of_collectives, side_channel
+from mainspring.state import CONTROL_FLAGS, TrainerControl
 
 if TYPE_CHECKING:
     from mainspring.engines.accelerator import MainspringAccelerator
@@ -36,7 +38,8 @@ class Processes(SingleProcess):
         super().__init__(accelerator, options)
         self.data_group: dist.ProcessGroup | None = None
         self._round: Round | None = None
-        self._question: tuple[dist.Work, torch.Tensor] | None = None
+        self._question: Question | None = None
+        self._wishes: Question | None = None
         self._side_channel: dist.ProcessGroup | None = None
         self._data_channel: dist.ProcessGroup | None = None
         _leave_at_exit()
@@ -114,6 +117,13 @@ class Processes(SingleProcess):
             self._data_channel = made[own]
         return self._data_channel
 
+    @waits_for("the buffers of the first rank")
+    def same_buffers(self, model: nn.Module) -> None:
+        """Statistics of batches and the like differ by what each rank reads: the first one's are saved, and evaluated."""
+        for buffer in model.buffers():
+            if not isinstance(buffer, DTensor):
+                send(buffer)
+
     @waits_for("a barrier")
     def barrier(self) -> None:
         """Wait for all ranks."""
@@ -129,16 +139,35 @@ class Processes(SingleProcess):
     @waits_for("an agreement of all ranks")
     def agree(self, wish: bool) -> bool:
         """What any rank wished by the question before; this question's sum travels while the next update computes."""
+        answer = self._question is not None and self._question.answers(1)[0]
+        self._question = self._ask([wish])
+        return answer
+
+    @waits_for("what callbacks of all ranks ask for")
+    def settle(self, control: TrainerControl) -> None:
+        """As in one process. Whoever asks for nothing waits for nobody, but hears of it the next time."""
+        count = len(CONTROL_FLAGS)
+        if self._wishes is not None:
+            answers = self._wishes.answers(2 * count)
+            for flag, some, not_all in zip(CONTROL_FLAGS, answers[:count], answers[count:], strict=True):
+                if some and not_all:
+                    setattr(control, flag, True)
+        own = [bool(getattr(control, flag)) for flag in CONTROL_FLAGS]
+        self._wishes = self._ask([*own, *(not wish for wish in own)])
+        if any(own):
+            for flag, not_all in zip(CONTROL_FLAGS, self._wishes.answers(2 * count)[count:], strict=True):
+                setattr(control, flag, not not_all)
+
+    def forget_wishes(self) -> None:
+        """As in one process."""
+        self._wishes = None
+
+    def _ask(self, flags: Sequence[bool]) -> Question:
+        """Begin to find out, for each flag, whether any rank has it set."""
         if self._side_channel is None:
             self._side_channel = side_channel()  # of its own: no order with the gradients' collectives
-        answer = False
-        if self._question is not None:
-            work, wishes = self._question
-            work.wait()
-            answer = bool(wishes.item())
-        wishes = torch.tensor([wish], dtype=torch.int32)
-        self._question = dist.all_reduce(wishes, op=dist.ReduceOp.MAX, group=self._side_channel, async_op=True), wishes
-        return answer
+        bits = torch.tensor([sum(flag << place for place, flag in enumerate(flags))], dtype=torch.int32)
+        return Question(dist.all_reduce(bits, op=dist.ReduceOp.BOR, group=self._side_channel, async_op=True), bits)
 
     def evaluation_batches(self, loader: Iterable[Any]) -> Iterator[tuple[Any, list[int] | None]]:
         """As in one process. Where ranks may have unequally much, they agree in each round on who has how many rows.
@@ -223,6 +252,19 @@ class Processes(SingleProcess):
         return torch.cat([part[:count] for part, count in zip(every, rows, strict=True)])
 
 
+class Question(NamedTuple):
+    """Flags of all ranks, on their way: one number, for gloo takes longer over several."""
+
+    work: dist.Work
+    bits: torch.Tensor
+
+    def answers(self, count: int) -> list[bool]:
+        """Whether any rank has set each of the first `count` flags."""
+        self.work.wait()
+        bits = int(self.bits.item())
+        return [bool(bits >> place & 1) for place in range(count)]
+
+
 class Channel(NamedTuple):
     """A process group that one thread of each rank uses."""
 
@@ -239,6 +281,14 @@ class Channel(NamedTuple):
 def _leave_at_exit() -> None:
     """Leave the process group before the interpreter goes: gloo's threads otherwise abort some exits, with status -6."""
     atexit.register(lambda: dist.destroy_process_group() if dist.is_initialized() else None)
+
+
+def send(tensor: torch.Tensor) -> None:
+    """Put the first rank's value into a plain tensor of all."""
+    holder = tensor.detach()
+    sent = holder.contiguous().clone()
+    dist.broadcast(sent, src=0)
+    holder.copy_(sent)
 
 
 class Round(NamedTuple):

@@ -204,6 +204,11 @@ class XLA(SingleProcess):
         """Whether any process wishes it: asked at once, since there is no channel beside the device's."""
         return self.any(wish)
 
+    def same_buffers(self, model: nn.Module) -> None:
+        """Those of the first process, on all."""
+        for buffer in model.buffers():
+            buffer.copy_(self.share(buffer.cpu()))
+
     def settle(self, control: TrainerControl) -> None:
         """Leave in `control` what any process asks for: asked at once, too."""
         wishes = self.every([getattr(control, flag) for flag in CONTROL_FLAGS])

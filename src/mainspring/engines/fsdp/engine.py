@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import distributed as dist, nn
+from torch import Tensor, distributed as dist, nn
 
 from mainspring import checkpoint as ckpt
 from mainspring.arguments.parallel_sizes import ParallelSizes
@@ -17,6 +17,7 @@ from mainspring.checkpoint.names import OPTIMIZER_NAME_BIN, SHARDED_MODEL_FOLDER
 from mainspring.engines.base import EngineOptions
 from mainspring.engines.dtensors import piece
 from mainspring.engines.fsdp import features
+from mainspring.engines.fsdp.norms import scale_sharded
 from mainspring.engines.fsdp.plugin import plugin_of
 from mainspring.engines.fsdp.units import check_layer_names, units_of
 from mainspring.engines.mesh import DATA, build_mesh
@@ -114,6 +115,19 @@ class Sharded(Processes):
     @abstractmethod
     def check(self, wrapped: nn.Module) -> None:
         """Raise where anything else came about than was promised."""
+
+    # ---- one update ----
+
+    def clip_grad_norm(self, parameters: Iterable[Tensor], max_norm: float, norm_type: float = 2.0) -> Tensor:
+        """Clip to a total norm of `max_norm`; returns the norm before clipping, 0-d on the device."""
+        held = list(parameters)
+        norm = self.grad_norm(held, norm_type)
+        scale_sharded(held, norm, max_norm)
+        return norm
+
+    @abstractmethod
+    def grad_norm(self, parameters: Iterable[Tensor], norm_type: float = 2.0) -> Tensor:
+        """The total norm of the gradients over all processes, the same on each."""
 
     # ---- what a checkpoint holds ----
 

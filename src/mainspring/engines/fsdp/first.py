@@ -25,9 +25,10 @@ from torch.distributed.fsdp.wrap import CustomPolicy
 from mainspring import checkpoint as ckpt
 from mainspring.engines.base import EngineOptions
 from mainspring.engines.fsdp.engine import Sharded
-from mainspring.engines.fsdp.norms import norm_of_sharded, scale_sharded
+from mainspring.engines.fsdp.norms import norm_of_sharded
 from mainspring.engines.fsdp.weights import send_whole, to_memory, weights_to_hand_out
 from mainspring.errors import OptionError, Problem
+from mainspring.model import note_full_sizes
 
 STRATEGIES = {
     "full_shard": ShardingStrategy.FULL_SHARD,
@@ -79,6 +80,8 @@ class FSDP1(Sharded):
         """Put `FullyShardedDataParallel` around the units and the model."""
         config, chosen = self.config, {id(unit) for unit in units}
         strategy, mesh = self._plan
+        note_full_sizes(model)
+        self._unify_dtypes([*units, model])
         weights_to_hand_out(model)  # raises where there are none
         to_memory(model)
         alike = config.sync_module_states or config.cpu_ram_efficient_loading
@@ -102,6 +105,31 @@ class FSDP1(Sharded):
         )
         model.__dict__[_AROUND] = wrapped  # and not as a submodule, which would hold itself
         return wrapped
+
+    def _unify_dtypes(self, units: list[nn.Module]) -> None:
+        """A flat parameter has one dtype: frozen weights in half precision join trained ones, which are kept in fp32.
+
+        They are gathered in half precision all the same, so that the numbers stay; their pieces take twice the memory.
+
+        Raises:
+            OptionError: The run does not compute in half precision, and would with them.
+        """
+        seen: set[nn.Parameter] = set()
+        for unit in units:  # inner ones first
+            own = [parameter for parameter in unit.parameters() if parameter not in seen]
+            seen.update(own)
+            dtypes = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in own})
+            if len(dtypes) < 2:
+                continue
+            if self.half is None:
+                why = (
+                    f"version 1 makes one parameter of each unit, and {type(unit).__name__} has {' and '.join(dtypes)}"
+                )
+                fix = "leave the version out, which is 2, set bf16=True, or load the model in one dtype"
+                raise OptionError([Problem("fsdp_config", {"version": 1}, why, fix)])
+            for parameter in own:
+                if parameter.dtype in (torch.float16, torch.bfloat16):
+                    parameter.data = parameter.data.float()
 
     @functools.cached_property
     def _plan(self) -> tuple[ShardingStrategy, DeviceMesh]:
@@ -161,13 +189,6 @@ class FSDP1(Sharded):
         if sync or self.sync_each_batch or not isinstance(model, FullyShardedDataParallel):
             return contextlib.nullcontext()
         return model.no_sync()
-
-    def clip_grad_norm(self, parameters: Iterable[Tensor], max_norm: float, norm_type: float = 2.0) -> Tensor:
-        """Clip to a total norm of `max_norm`; returns the norm before clipping, 0-d on the device."""
-        held = list(parameters)
-        norm = self.grad_norm(held, norm_type)
-        scale_sharded(held, norm, max_norm)
-        return norm
 
     def grad_norm(self, parameters: Iterable[Tensor], norm_type: float = 2.0) -> Tensor:
         """The total norm of the gradients over the processes that hold its pieces."""

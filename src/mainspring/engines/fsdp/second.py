@@ -22,12 +22,14 @@ from torch.distributed.tensor import DTensor
 from mainspring import checkpoint as ckpt
 from mainspring.engines.dtensors import takes_whole_weights
 from mainspring.engines.fsdp.engine import Sharded
-from mainspring.engines.fsdp.norms import norm_of_sharded, scale_sharded
+from mainspring.engines.fsdp.norms import norm_of_sharded
 from mainspring.engines.fsdp.weights import hand_out, weights_to_hand_out
 
 
 class FSDP2(Sharded):
     """Every parameter is a `DTensor` over the mesh, and `model_wrapped` is the model itself."""
+
+    is_fsdp2 = True
 
     # ---- the model ----
 
@@ -107,13 +109,6 @@ class FSDP2(Sharded):
         for module in model.modules():
             if isinstance(module, FSDPModule):
                 _forget_unreduced(module)
-
-    def clip_grad_norm(self, parameters: Iterable[Tensor], max_norm: float, norm_type: float = 2.0) -> Tensor:
-        """Clip to a total norm of `max_norm`; returns the norm before clipping, 0-d on the device."""
-        held = list(parameters)
-        norm = self.grad_norm(held, norm_type)
-        scale_sharded(held, norm, max_norm)
-        return norm
 
     def grad_norm(self, parameters: Iterable[Tensor], norm_type: float = 2.0) -> Tensor:
         """The total norm of the gradients over all processes."""

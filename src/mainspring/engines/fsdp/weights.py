@@ -9,6 +9,7 @@ from torch import Tensor, distributed as dist, nn
 from torch.distributed.tensor import DTensor
 
 from mainspring.checkpoint.sharded import put_model_state
+from mainspring.engines.processes import send
 
 
 def weights_to_hand_out(model: nn.Module) -> dict[str, Any]:
@@ -50,13 +51,13 @@ def hand_out(
     saved = set(model.state_dict())
     for name, buffer in model.named_buffers():
         if name not in saved:
-            _send(buffer)
+            send(buffer)
 
 
 def send_whole(model: nn.Module) -> None:
     """Give every process the first one's weights and buffers, while they are whole on each."""
     for tensor in (*model.parameters(), *model.buffers()):
-        _send(tensor)
+        send(tensor)
 
 
 def to_memory(model: nn.Module) -> None:
@@ -77,11 +78,3 @@ def _empty(tensor: Tensor) -> Tensor:
 
 def _is_meta(value: Any) -> bool:
     return isinstance(value, Tensor) and value.device.type == "meta"
-
-
-def _send(tensor: Tensor) -> None:
-    """The first process's value of a plain tensor, in place."""
-    holder = tensor.detach()
-    sent = holder.contiguous().clone()
-    dist.broadcast(sent, src=0)
-    holder.copy_(sent)

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mainspring.arguments.parallel_sizes import ParallelSizes
+from mainspring.checkpoint.adapters import has_adapters
 from mainspring.errors import NotAvailableError, OptionError, Problem
 
 _HEADS = ("num_attention_heads", "num_key_value_heads")
@@ -43,6 +44,18 @@ def check_sizes(sizes: ParallelSizes, device: str, *, scaled: bool) -> None:
         problems.append(Problem("fp16", True, why, "use bf16=True"))
     if problems:
         raise OptionError(problems)
+
+
+def check_adapters(model: nn.Module, size: int) -> None:
+    """Refuse adapters, also in a model that was divided when it was loaded.
+
+    Raises:
+        OptionError: There are some.
+    """
+    if has_adapters(model):
+        why = "a plan divides the layers of a model, and not the adapters in them"
+        fix = "use fsdp=True, which shards adapters too, or leave tp_size out"
+        raise OptionError([Problem("parallelism_config", {"tp_size": size}, why, fix)])
 
 
 def check_divisible(model: nn.Module, plan: Mapping[str, Any], size: int) -> None:

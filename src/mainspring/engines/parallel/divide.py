@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
-from torch.distributed.tensor.parallel import parallelize_module
+from torch.distributed.tensor.parallel import ParallelStyle, parallelize_module
 from torch.utils._pytree import tree_any, tree_map
 
 from mainspring.engines.dtensors import whole
@@ -27,15 +27,25 @@ def divide(model: nn.Module, mesh: DeviceMesh) -> None:
     Raises:
         OptionError: There is no plan, or the model cannot be divided so.
     """
-    planned = expand(plan_of(model, mesh.size()), model)
+    planned = check_plan(model, mesh.size())
     said = {name: words for name, (words, _) in planned.items()}
-    check_divisible(model, said, mesh.size())
     shared = shared_weights(model)
     for name, (_, style) in planned.items():
         parallelize_module(model.get_submodule(name), mesh, style, src_data_rank=None)
     share_again(model, shared)
     model.register_forward_hook(_whole_outputs)
     _check_pieces(model, said, mesh)
+
+
+def check_plan(model: nn.Module, size: int) -> dict[str, tuple[Any, ParallelStyle]]:
+    """What the model's plan says of its modules, each with its style, once it is clear that `size` processes can do that.
+
+    Raises:
+        OptionError: There is no plan, or the model cannot be divided so.
+    """
+    planned = expand(plan_of(model, size), model)
+    check_divisible(model, {name: words for name, (words, _) in planned.items()}, size)
+    return planned
 
 
 def _whole_outputs(module: nn.Module, args: Any, output: Any) -> Any:

@@ -24,9 +24,9 @@ from mainspring.engines.fsdp.norms import norm_of_sharded, scale_sharded
 from mainspring.engines.fsdp.second import FSDP2
 from mainspring.engines.fsdp.weights import hand_out, weights_to_hand_out
 from mainspring.engines.mesh import build_mesh, is_divided
-from mainspring.engines.parallel.checks import check_sizes
+from mainspring.engines.parallel.checks import check_adapters, check_sizes
 from mainspring.engines.parallel.context import part_of_sequences
-from mainspring.engines.parallel.divide import divide
+from mainspring.engines.parallel.divide import check_plan, divide
 from mainspring.engines.processes import Processes
 from mainspring.engines.states import load_any_optimizer, load_any_weights
 
@@ -76,6 +76,15 @@ class Divided(Processes):
     def size_of(self, dimension: str) -> int:
         """Processes along a dimension, such as "tp"."""
         return self.places.sizes.sizes[dimension]
+
+    def check_model(self, model: nn.Module) -> None:
+        """Refuse a model whose layers cannot be divided among the processes."""
+        super().check_model(model)
+        if self.size_of("tp") == 1:
+            return
+        check_adapters(model, self.size_of("tp"))
+        if not is_divided(model):
+            check_plan(model, self.size_of("tp"))
 
     def divide_layers(self, model: nn.Module) -> None:
         """Divide the layers that the model's plan names, in place."""
