@@ -15,14 +15,14 @@ from tests.examples.runs import QUIET, assert_files, losses, results
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
 SETTINGS = ("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")
-# On one machine and without MPI, `--cpu` starts one process however many are asked for; `--multi_gpu` starts as many as
-# are asked for, here without any GPU.
-LAUNCHES = {"one process": ("--cpu",), "two processes": ("--multi_gpu",)}
+# On one machine and without MPI, `--cpu` starts one process however many are asked for, which is refused where these are
+# several; `--multi_gpu` starts as many as are asked for, here without any GPU.
+LAUNCHES = {"one process": ("--cpu", "--num_processes", "1"), "two processes": ("--multi_gpu", "--num_processes", "2")}
 
 
 @pytest.mark.parametrize(("launch", "updates"), [("one process", 160), ("two processes", 80)])
 def test_an_example_trains_evaluates_and_predicts(launch: str, updates: int, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "accelerate.commands.launch", *LAUNCHES[launch], "--num_processes", "2", *SETTINGS]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *LAUNCHES[launch], *SETTINGS]
     options = ["--num_train_epochs", "8", "--per_device_train_batch_size", "16", "--logging_steps", "10"]
     script = str(prepare_data.HERE / "tabular_regression.py")
     folder = tmp_path / "out"
