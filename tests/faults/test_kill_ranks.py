@@ -25,7 +25,7 @@ IN_SAVE = "saving checkpoint-"
 
 CHAINS: dict[str, tuple[Scenario, Sequence[Kill]]] = {
     "training": (ALONE, [(1, event("on_substep_end", 2), "training"), (0, event("on_step_begin", 4), "training")]),
-    "evaluation": (ALONE, [(1, event("on_prediction_step"), "evaluation"), (0, event("on_evaluate"), IN_SAVE)]),
+    "evaluation": (ALONE, [(1, event("on_prediction_step"), "evaluation"), (0, event("on_evaluate"), "training")]),
     "before a file": (ALONE, [(1, writing("rng_state_1.pth"), IN_SAVE), (0, writing("optimizer.pt", 2), IN_SAVE)]),
     "after a file": (ALONE, [(1, written("rng_state_1.pth", 2), IN_SAVE), (0, written("rng_state_0.pth"), IN_SAVE)]),
     "commit": (ALONE, [(0, opening("manifest", 3), IN_SAVE), (0, renaming("partial"), IN_SAVE)]),
