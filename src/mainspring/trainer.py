@@ -519,7 +519,7 @@ class Trainer(OlderNames):
         from mainspring.arguments.fsdp_config import fsdp_settings
         from mainspring.arguments.parallel_sizes import parallel_sizes
         from mainspring.engines.base import EngineOptions, WrapOptions
-        from mainspring.engines.mesh import agreed_sizes
+        from mainspring.engines.loaded import agreed_sizes
 
         args = self.args
         ddp = WrapOptions(
@@ -546,14 +546,15 @@ class Trainer(OlderNames):
         """Wrap `model` for the engine in use; a model that is already wrapped comes back as it is."""
         if models.unwrap(model) is not model:
             return model
-        before = {id(parameter) for parameter in model.parameters()}
+        # By their numbers: to hold on to the parameters themselves would keep a model whole that is being divided.
+        before = set(map(id, model.parameters())) if self._engine.replaces_parameters else set()
         wrapped = self._engine.prepare(model) if training else self._engine.place(model)
         self._refuse_stale_optimizer(before)
         return wrapped
 
     def _refuse_stale_optimizer(self, before: set[int]) -> None:
         """Refuse an optimizer that was created too early: it would step parameters that the model no longer has."""
-        if self.optimizer is None or not self._engine.replaces_parameters:
+        if self.optimizer is None or not before:
             return
         stepped = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
         now = {id(parameter) for parameter in self._engine.to_optimize(self.model, self.model_wrapped).parameters()}

@@ -12,9 +12,18 @@ HEAVY = ("transformers", "datasets", "pandas", "pyarrow", "peft", "scipy", "skle
 """Packages that a script has not asked for by importing ours."""
 
 
+OF_SEVERAL_PROCESSES = ("torch.distributed.tensor", "torch.distributed.fsdp", "torch.distributed.checkpoint")
+"""Rooms of torch that take longer to import than everything else that one process needs."""
+
+
 def modules_after(statement: str) -> set[str]:
     """Names of the top-level packages loaded after `statement` in a fresh interpreter."""
-    script = f"import json, sys\n{statement}\nprint(json.dumps(sorted({{m.split('.')[0] for m in sys.modules}})))"
+    return {name.split(".")[0] for name in names_after(statement)}
+
+
+def names_after(statement: str) -> set[str]:
+    """Names of all modules loaded after `statement` in a fresh interpreter."""
+    script = f"import json, sys\n{statement}\nprint(json.dumps(sorted(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return set(json.loads(done.stdout.splitlines()[-1]))
@@ -71,6 +80,14 @@ args = TrainingArguments({str(tmp_path)!r}, max_steps=2, use_cpu=True, report_to
 Trainer(model=Net(), args=args, train_dataset=rows, eval_dataset=rows).train()
 """
     assert modules_after(script).isdisjoint(HEAVY)
+
+
+def test_a_trainer_of_one_process_brings_nothing_of_several(tmp_path: object) -> None:
+    """Beside what Accelerate brings by itself; the first step of an optimizer brings more, which is torch's doing."""
+    made = f"Trainer(torch.nn.Linear(1, 1), TrainingArguments({str(tmp_path)!r}, use_cpu=True, report_to='none'))"
+    loaded = names_after(f"import torch; from mainspring import Trainer, TrainingArguments; {made}")
+    assert "mainspring.engines.base" in loaded
+    assert loaded.isdisjoint(set(OF_SEVERAL_PROCESSES) - names_after("import accelerate"))
 
 
 def test_every_public_name_resolves() -> None:

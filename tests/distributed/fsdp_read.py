@@ -30,7 +30,7 @@ def found(folder: Path, name: str, work: str = "two", rank: int = 0) -> Any:
 
 def weights_of(folder: Path, name: str) -> dict[str, torch.Tensor]:
     """The whole weights that a run ended with."""
-    state: dict[str, torch.Tensor] = torch.load(folder / f"{name}.pt")
+    state: dict[str, torch.Tensor] = torch.load(folder / f"{name}.pt", weights_only=True)
     return state
 
 

@@ -254,7 +254,7 @@ def test_one_process_of_two_is_refused(tmp_path: Path) -> None:
 
 def test_a_signal_reaches_every_process_and_the_job_can_be_continued(tmp_path: Path) -> None:
     """SIGUSR1, which SLURM sends: torchrun by itself would end, and leave its processes behind."""
-    words = ["launch", "--nproc", str(PROCESSES), SCRIPT, str(tmp_path), str(ROWS), "1000000", "0.01"]
+    words = ["launch", "--nproc", str(PROCESSES), SCRIPT, str(tmp_path), str(ROWS), "1000000"]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen(module("mainspring.cli", *words), env=environment(), cwd=ROOT, **pipes) as launcher:
         try:

@@ -11,7 +11,8 @@ from torch import nn
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
 
 from mainspring.arguments.parallel_sizes import ParallelSizes
-from mainspring.engines.mesh import agreed_sizes, check_world, sizes_of_model
+from mainspring.engines.loaded import agreed_sizes, sizes_of_model
+from mainspring.engines.mesh import check_world
 from mainspring.engines.parallel import context
 from mainspring.engines.parallel.checks import check_adapters, check_divisible, check_sizes, shared_weights
 from mainspring.engines.parallel.plan import expand, plan_of

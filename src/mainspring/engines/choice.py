@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from mainspring.arguments import sagemaker
 from mainspring.arguments.spellings import warn
 from mainspring.arguments.typed import truth
-from mainspring.engines.mesh import is_divided
+from mainspring.engines.loaded import is_divided
 from mainspring.errors import OptionError, Problem
 from mainspring.model import devices_of_map, is_quantized_base
 

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mainspring import checkpoint as ckpt
 from mainspring.engines.comm_hooks import COMM_HOOKS, CommHook
-from mainspring.engines.processes import Processes
+from mainspring.engines.processes import Processes, refuse_frozen
 from mainspring.errors import OptionError, Problem
 
 if TYPE_CHECKING:
@@ -45,8 +45,7 @@ class DDP(Processes):
     def prepare(self, model: nn.Module) -> nn.Module:
         """Place `model` and wrap it in torch's `DistributedDataParallel`."""
         placed = self.place(model)
-        if not any(parameter.requires_grad for parameter in placed.parameters()):
-            raise ValueError("the model has no parameter that requires a gradient: there is nothing to train")
+        refuse_frozen(placed)
         device_ids = None if self.device.type == "cpu" else [self.device.index]
         wrapped = DistributedDataParallel(placed, device_ids=device_ids, **self._keywords())
         assert dist.get_world_size(wrapped.process_group) == self.world_size

@@ -6,7 +6,7 @@ first, or laid out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -85,23 +85,7 @@ def _lay_out(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> 
             state[name] = laid_out(value.to(target.dtype), target)
 
 
-def _on_host(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu()
-
-
 # ---- the optimizer ----
-
-
-def whole_optimizer_state(optimizer: Optimizer, keeps: bool) -> dict[str, Any]:
-    """`optimizer.state_dict()` with whole tensors on the host, where `keeps`. All processes call it together."""
-    state = optimizer.state_dict()
-    entries = {index: _whole_entry(entry, keeps) for index, entry in state["state"].items()}
-    return {**state, "state": entries} if keeps else {}
-
-
-def _whole_entry(entry: Mapping[str, Any], keeps: bool) -> dict[str, Any]:
-    full = {name: _on_host(whole(value)) if isinstance(value, Tensor) else value for name, value in entry.items()}
-    return full if keeps else {}
 
 
 def step_by_mesh(optimizer: Optimizer) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import distributed as dist, nn
+from torch import distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor import DTensor
 
 from mainspring.arguments.parallel_sizes import ParallelSizes
 from mainspring.errors import OptionError, Problem
@@ -72,36 +71,3 @@ def check_world(sizes: ParallelSizes, processes: int) -> None:
     why = f"the product of the sizes is {sizes.total_size}, but {processes} process(es) were started"
     fix = f"start {sizes.total_size} processes, or change the sizes"
     raise OptionError([Problem("parallelism_config", given, why, fix)])
-
-
-def sizes_of_model(model: nn.Module) -> ParallelSizes | None:
-    """The sizes with which a model was divided when it was loaded (`from_pretrained(tp_plan="auto")`); None: it was not."""
-    tensor = int(getattr(model, "_tp_size", None) or 1)
-    if tensor == 1:
-        return None
-    config = getattr(getattr(model, "config", None), "distributed_config", None)
-    return ParallelSizes(
-        tp_size=tensor,
-        dp_shard_size=int(getattr(config, "fsdp_size", None) or 1),
-        dp_replicate_size=int(getattr(config, "dp_replicate_size", None) or 1),
-    )
-
-
-def agreed_sizes(asked: ParallelSizes | None, model: object) -> ParallelSizes | None:
-    """The sizes of a run, from its options and from how its model was loaded.
-
-    Raises:
-        OptionError: They contradict each other.
-    """
-    found = sizes_of_model(model) if isinstance(model, nn.Module) else None
-    if found is None or asked is None or found.sizes == asked.sizes:
-        return asked if found is None else found
-    given = {f"{name}_size": asked.sizes[name] for name in asked.names}
-    loaded = ", ".join(f"{name}_size={found.sizes[name]}" for name in found.names)
-    fix = "give both the same sizes, or leave the option out"
-    raise OptionError([Problem("parallelism_config", given, f"the model was loaded with {loaded}", fix)])
-
-
-def is_divided(model: nn.Module) -> bool:
-    """Whether some of the model's parameters lie in pieces on several processes already."""
-    return any(isinstance(parameter, DTensor) for parameter in model.parameters())

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import distributed as dist, nn
-from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_map_only
 
 from mainspring.data.samplers import mark_last
 from mainspring.data.shared import Dealt
 from mainspring.data.uneven import may_end_apart
 from mainspring.engines.base import EngineOptions, SingleProcess
+from mainspring.engines.loaded import in_pieces
 from mainspring.engines.watch import Phase, Watch, waits_for
 from mainspring.processes import limit_of_collectives, side_channel
 from mainspring.state import CONTROL_FLAGS, TrainerControl
@@ -121,7 +121,7 @@ class Processes(SingleProcess):
     def same_buffers(self, model: nn.Module) -> None:
         """Statistics of batches and the like differ by what each rank reads: the first one's are saved, and evaluated."""
         for buffer in model.buffers():
-            if not isinstance(buffer, DTensor):
+            if not in_pieces(buffer):
                 send(buffer)
 
     @waits_for("a barrier")
@@ -281,6 +281,12 @@ class Channel(NamedTuple):
 def _leave_at_exit() -> None:
     """Leave the process group before the interpreter goes: gloo's threads otherwise abort some exits, with status -6."""
     atexit.register(lambda: dist.destroy_process_group() if dist.is_initialized() else None)
+
+
+def refuse_frozen(model: nn.Module) -> None:
+    """Refuse to train a model of which nothing learns."""
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("the model has no parameter that requires a gradient: there is nothing to train")
 
 
 def send(tensor: torch.Tensor) -> None:

@@ -36,6 +36,7 @@ from mainspring.checkpoint.sharded.optimizers import (
 )
 from mainspring.checkpoint.sharded.sources import load_optimizer_across
 from mainspring.checkpoint.sharded.streaming import shard_readers, stream_shards, whole_shards
+from mainspring.checkpoint.sharded.whole import on_main_process
 
 __all__ = [
     "load_model_shards",
@@ -43,6 +44,7 @@ __all__ = [
     "load_optimizer_across",
     "load_optimizer_shards",
     "load_shards",
+    "on_main_process",
     "put_model_state",
     "put_optimizer_state",
     "read_metadata",

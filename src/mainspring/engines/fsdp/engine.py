@@ -17,11 +17,11 @@ from mainspring.checkpoint.names import OPTIMIZER_NAME_BIN, SHARDED_MODEL_FOLDER
 from mainspring.engines.base import EngineOptions
 from mainspring.engines.dtensors import piece
 from mainspring.engines.fsdp import features
-from mainspring.engines.fsdp.norms import scale_sharded
+from mainspring.engines.fsdp.norms import clip_sharded
 from mainspring.engines.fsdp.plugin import plugin_of
 from mainspring.engines.fsdp.units import check_layer_names, units_of
 from mainspring.engines.mesh import DATA, build_mesh
-from mainspring.engines.processes import Processes
+from mainspring.engines.processes import Processes, refuse_frozen
 from mainspring.engines.states import load_any_optimizer, weight_shards
 
 if TYPE_CHECKING:
@@ -71,8 +71,7 @@ class Sharded(Processes):
     def prepare(self, model: nn.Module) -> nn.Module:
         """Shard `model` for training."""
         placed = self.place(model)
-        if not any(parameter.requires_grad for parameter in model.parameters()):
-            raise ValueError("the model has no parameter that requires a gradient: there is nothing to train")
+        refuse_frozen(model)
         return placed
 
     def _sharded(self, model: nn.Module) -> nn.Module:
@@ -120,10 +119,7 @@ class Sharded(Processes):
 
     def clip_grad_norm(self, parameters: Iterable[Tensor], max_norm: float, norm_type: float = 2.0) -> Tensor:
         """Clip to a total norm of `max_norm`; returns the norm before clipping, 0-d on the device."""
-        held = list(parameters)
-        norm = self.grad_norm(held, norm_type)
-        scale_sharded(held, norm, max_norm)
-        return norm
+        return clip_sharded(parameters, max_norm, lambda held: self.grad_norm(held, norm_type))
 
     @abstractmethod
     def grad_norm(self, parameters: Iterable[Tensor], norm_type: float = 2.0) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, distributed as dist
@@ -31,6 +31,14 @@ def norm_of_sharded(
         power = _power(grads, norm_type, device)
         total = _joined(total, _over(power, _groups_of(some[0], group), norm_type), norm_type)
     return total if math.isinf(norm_type) else total ** (1.0 / norm_type)
+
+
+def clip_sharded(parameters: Iterable[Tensor], max_norm: float, norm_of: Callable[[list[Tensor]], Tensor]) -> Tensor:
+    """Clip the gradients to a total norm of `max_norm`; returns the norm before, as `norm_of` gives it."""
+    held = list(parameters)
+    norm = norm_of(held)
+    scale_sharded(held, norm, max_norm)
+    return norm
 
 
 def scale_sharded(parameters: Iterable[Tensor], norm: Tensor, max_norm: float) -> None:

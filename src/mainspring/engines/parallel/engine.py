@@ -19,16 +19,17 @@ from mainspring import checkpoint as ckpt
 from mainspring.arguments.fsdp_config import FSDPConfig
 from mainspring.checkpoint import sharded
 from mainspring.engines.base import EngineOptions
-from mainspring.engines.dtensors import settle, step_by_mesh, takes_whole_weights, whole_optimizer_state
-from mainspring.engines.fsdp.norms import norm_of_sharded, scale_sharded
+from mainspring.engines.dtensors import settle, step_by_mesh, takes_whole_weights
+from mainspring.engines.fsdp.norms import clip_sharded, norm_of_sharded
 from mainspring.engines.fsdp.second import FSDP2
 from mainspring.engines.fsdp.weights import hand_out, weights_to_hand_out
-from mainspring.engines.mesh import build_mesh, is_divided
+from mainspring.engines.loaded import is_divided
+from mainspring.engines.mesh import build_mesh
 from mainspring.engines.parallel.checks import check_adapters, check_sizes
 from mainspring.engines.parallel.context import part_of_sequences
 from mainspring.engines.parallel.divide import check_plan, divide
-from mainspring.engines.processes import Processes
-from mainspring.engines.states import load_any_optimizer, load_any_weights
+from mainspring.engines.processes import Processes, refuse_frozen
+from mainspring.engines.states import load_any_optimizer
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -132,8 +133,7 @@ class Parallel(Divided):
     def prepare(self, model: nn.Module) -> nn.Module:
         """As `place`: a model is divided in evaluations too."""
         placed = self.place(model)
-        if not any(parameter.requires_grad for parameter in placed.parameters()):
-            raise ValueError("the model has no parameter that requires a gradient: there is nothing to train")
+        refuse_frozen(placed)
         return placed
 
     # ---- one update ----
@@ -142,10 +142,7 @@ class Parallel(Divided):
         self, parameters: Iterable[torch.Tensor], max_norm: float, norm_type: float = 2.0
     ) -> torch.Tensor:
         """Clip to a total norm of `max_norm` over all pieces; returns the norm before, the same on every process."""
-        held = list(parameters)
-        norm = self.grad_norm(held, norm_type)
-        scale_sharded(held, norm, max_norm)
-        return norm
+        return clip_sharded(parameters, max_norm, lambda held: self.grad_norm(held, norm_type))
 
     def grad_norm(self, parameters: Iterable[torch.Tensor], norm_type: float = 2.0) -> torch.Tensor:
         """The total norm over all pieces."""
@@ -163,13 +160,9 @@ class Parallel(Divided):
         """All weights, whole, on the process that writes; nothing on the others, which send what lies there."""
         return sharded.whole_model_state(model) if is_divided(model) else None
 
-    def load_weights(self, model: nn.Module, folder: str) -> ckpt.LoadReport:
-        """Load a checkpoint's weights, whole or in pieces; each process keeps its own."""
-        return load_any_weights(model, folder)
-
     def save_optimizer(self, model: nn.Module, optimizer: Optimizer, folder: str, writes: bool) -> None:
         """Write the optimizer's state as one process would have it."""
-        state = whole_optimizer_state(optimizer, keeps=writes)
+        state = sharded.on_main_process(optimizer.state_dict())
         if writes:
             ckpt.save_torch(state, os.path.join(folder, ckpt.OPTIMIZER_NAME))
 
