@@ -10,6 +10,7 @@ A row is a path, so a table of fifty optimizers imports none of them, and adding
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -107,13 +108,24 @@ class Registry:
         except KeyError:
             raise ValueError(f"unknown {self.kind} {str(name)!r}{self._hint(str(name))}") from None
         module, _, attribute = entry.path.partition(":")
-        try:
+        with self.needing(name):
             return getattr(import_module(module), attribute)
+
+    @contextmanager
+    def needing(self, name: str) -> Iterator[None]:
+        """Run what imports the package that ``name`` needs.
+
+        Raises:
+            MissingPackageError: It is not installed; the message says how to install it.
+        """
+        try:
+            yield
         except ModuleNotFoundError as error:
-            if entry.needs is None:
+            needs = self._entries[name].needs if name in self._entries else None
+            if needs is None:
                 raise
             raise MissingPackageError(
-                f"{self.kind} {str(name)!r} needs {entry.needs}: pip install {entry.needs}", name=error.name
+                f"{self.kind} {str(name)!r} needs {needs}: pip install {needs}", name=error.name
             ) from error
 
     def _hint(self, name: str) -> str:
