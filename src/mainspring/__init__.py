@@ -11,7 +11,6 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from mainspring.absent import not_available_yet
 
 __version__ = "0.1.0"
 
@@ -53,12 +52,14 @@ if TYPE_CHECKING:
     )
     from mainspring.processes import torch_distributed_zero_first
     from mainspring.schedulers import (
+        GreedyLR,
         get_constant_schedule,
         get_constant_schedule_with_warmup,
         get_cosine_schedule_with_warmup,
         get_cosine_with_hard_restarts_schedule_with_warmup,
         get_cosine_with_min_lr_schedule_with_warmup,
         get_cosine_with_min_lr_schedule_with_warmup_lr_rate,
+        get_greedy_schedule,
         get_inverse_sqrt_schedule,
         get_linear_schedule_with_warmup,
         get_polynomial_decay_schedule_with_warmup,
@@ -96,6 +97,7 @@ __all__ = [
     "DefaultFlowCallback",
     "EarlyStoppingCallback",
     "EvalPrediction",
+    "GreedyLR",
     "HfArgumentParser",
     "IntervalStrategy",
     "PrinterCallback",
@@ -116,6 +118,7 @@ __all__ = [
     "get_cosine_with_hard_restarts_schedule_with_warmup",
     "get_cosine_with_min_lr_schedule_with_warmup",
     "get_cosine_with_min_lr_schedule_with_warmup_lr_rate",
+    "get_greedy_schedule",
     "get_inverse_sqrt_schedule",
     "get_linear_schedule_with_warmup",
     "get_polynomial_decay_schedule_with_warmup",
@@ -165,12 +168,14 @@ _ROOMS: dict[str, tuple[str, ...]] = {
     "metrics": ("EvalPrediction",),
     "processes": ("torch_distributed_zero_first",),
     "schedulers": (
+        "GreedyLR",
         "get_constant_schedule",
         "get_constant_schedule_with_warmup",
         "get_cosine_schedule_with_warmup",
         "get_cosine_with_hard_restarts_schedule_with_warmup",
         "get_cosine_with_min_lr_schedule_with_warmup",
         "get_cosine_with_min_lr_schedule_with_warmup_lr_rate",
+        "get_greedy_schedule",
         "get_wsd_schedule",
         "get_inverse_sqrt_schedule",
         "get_linear_schedule_with_warmup",
@@ -210,19 +215,13 @@ _MODULES = frozenset(
     }
 )
 
-_refuse = not_available_yet(
-    __name__,
-    "GreedyLR",
-    "get_greedy_schedule",
-)
-
 
 def __getattr__(name: str) -> object:
     """Import a public name when it is first used (PEP 562)."""
     if name in _MODULES:
         return import_module(f"{__name__}.{name}")
     if name not in _HOME:
-        _refuse(name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
     globals()[name] = value  # the next use does not come here
     return value

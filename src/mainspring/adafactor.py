@@ -204,5 +204,10 @@ class AdafactorSchedule(LambdaLR):
         return rates or list(self.base_lrs)
 
 
+def get_adafactor_schedule(optimizer: Optimizer, initial_lr: float = 0.0) -> AdafactorSchedule:
+    """`AdafactorSchedule` of an optimizer."""
+    return AdafactorSchedule(optimizer, initial_lr)
+
+
 def _initial(_: int) -> float:
     return 1.0

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from mainspring.absent import not_available_yet
-from mainspring.adafactor import Adafactor, AdafactorSchedule
+from mainspring.adafactor import Adafactor, AdafactorSchedule, get_adafactor_schedule
 from mainspring.schedulers import (
+    GreedyLR,
+    StreamingAverage,
     get_constant_schedule,
     get_constant_schedule_with_warmup,
     get_cosine_schedule_with_warmup,
     get_cosine_with_hard_restarts_schedule_with_warmup,
     get_cosine_with_min_lr_schedule_with_warmup,
     get_cosine_with_min_lr_schedule_with_warmup_lr_rate,
+    get_greedy_schedule,
     get_inverse_sqrt_schedule,
     get_linear_schedule_with_warmup,
     get_polynomial_decay_schedule_with_warmup,
@@ -22,12 +24,16 @@ from mainspring.schedulers import (
 __all__ = [
     "Adafactor",
     "AdafactorSchedule",
+    "GreedyLR",
+    "StreamingAverage",
+    "get_adafactor_schedule",
     "get_constant_schedule",
     "get_constant_schedule_with_warmup",
     "get_cosine_schedule_with_warmup",
     "get_cosine_with_hard_restarts_schedule_with_warmup",
     "get_cosine_with_min_lr_schedule_with_warmup",
     "get_cosine_with_min_lr_schedule_with_warmup_lr_rate",
+    "get_greedy_schedule",
     "get_inverse_sqrt_schedule",
     "get_linear_schedule_with_warmup",
     "get_polynomial_decay_schedule_with_warmup",
@@ -35,11 +41,3 @@ __all__ = [
     "get_scheduler",
     "get_wsd_schedule",
 ]
-
-__getattr__ = not_available_yet(
-    __name__,
-    "GreedyLR",
-    "StreamingAverage",
-    "get_adafactor_schedule",
-    "get_greedy_schedule",
-)

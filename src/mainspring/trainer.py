@@ -24,14 +24,13 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, TextIO
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader, IterableDataset, Sampler, SequentialSampler
 
 from mainspring import checkpoint as ckpt, evaluation, loop, model as models
 from mainspring.arguments.accelerator_config import settings_of
 from mainspring.arguments.enums import ParallelMode, SaveStrategy
 from mainspring.arguments.foreign import check_foreign
-from mainspring.arguments.own import evaluation_memory, own_options, packing_options, saving_options
+from mainspring.arguments.own import evaluation_memory, optimizer_options, own_options, packing_options, saving_options
 from mainspring.arguments.training_arguments import TrainingArguments
 from mainspring.callbacks.base import CallbackHandler
 from mainspring.callbacks.early_stopping import is_exhausted
@@ -85,10 +84,13 @@ from mainspring.optimizers import (
     build_optimizer,
     decay_parameter_names,
     decay_parameter_names_of_4_37,
+    into_backward,
+    is_optimizer_factory,
     optimizer_class_and_kwargs,
     parameter_groups,
 )
-from mainspring.schedulers import get_scheduler
+from mainspring.optimizers.limits import RunOfOptimizer, check_made, check_run
+from mainspring.schedulers import follows_metric, get_scheduler
 from mainspring.seams import adapt, takes
 from mainspring.seeding import capture_rng, enable_full_determinism, restore_rng, seed_worker, set_seed
 from mainspring.state import (
@@ -202,6 +204,7 @@ class Trainer(OlderNames):
         self._saving = saving_options(self.args)
         self._settings = settings_of(getattr(self.args, "accelerator_config", None))
         self._packs = packing_options(self.args)
+        self._optimizing = optimizer_options(self.args)
         self._seed()
         self.model = model  # `create_accelerator_and_postprocess` may look at it
         self.create_accelerator_and_postprocess()
@@ -388,6 +391,7 @@ class Trainer(OlderNames):
                 "override create_optimizer and create_scheduler instead"
             )
         check_subjects(self._engine, self.model, given_optimizer=self.optimizer is not None)
+        self._validate_optimizer()
         self._validate_batch_metrics()
         if args.eval_strategy != "no" and self.eval_dataset is None and not _overrides(self, "get_eval_dataloader"):
             raise ValueError(
@@ -397,6 +401,26 @@ class Trainer(OlderNames):
         self._validate_data()
         self._validate_metric()
         self._warn_of_what_cannot_act()
+
+    def _validate_optimizer(self) -> None:
+        chosen = self.optimizer_cls_and_kwargs
+        run = RunOfOptimizer(
+            self.args,
+            why_not_in_backward=self._engine.why_not_in_backward(),
+            scales_loss=self._engine.scaler is not None,
+            given=self.optimizer is not None,
+            chosen=chosen is not None,
+            factory=chosen is not None and is_optimizer_factory(chosen[0]),
+        )
+        check_run(run)
+        if run.named is not None and self.train_dataset is not None and not self._makes_own_optimizer():
+            with warnings.catch_warnings():  # which come when it is built
+                warnings.simplefilter("ignore")
+                optimizer_class_and_kwargs(self.args, self.model)
+
+    def _makes_own_optimizer(self) -> bool:
+        seams = ("get_optimizer_cls_and_kwargs", "create_optimizer", "create_optimizer_and_scheduler")
+        return any(_overrides(self, seam) for seam in seams)
 
     def _warn_of_what_cannot_act(self) -> None:
         """Options that what was passed beside them leaves without effect."""
@@ -865,7 +889,10 @@ class Trainer(OlderNames):
         model = self._engine.to_optimize(self.model, self.model_wrapped) if model is None else model
         if self.optimizer is None:
             chosen = self.optimizer_cls_and_kwargs or self._optimizer_choice(model)
-            groups = parameter_groups(model, self.get_decay_parameter_names(model), self.args.weight_decay)
+            if self._optimizing.in_backward:
+                chosen = into_backward(*chosen)
+            names = self.get_decay_parameter_names(model)
+            groups = parameter_groups(model, names, self.args.weight_decay, self._optimizing.groups)
             self.optimizer = build_optimizer(*chosen, model, groups)
         return self.optimizer  # type: ignore[no-any-return]
 
@@ -901,7 +928,7 @@ class Trainer(OlderNames):
 
     def _get_learning_rate(self) -> float:
         """The rate in use, of the first parameter group."""
-        if isinstance(self.lr_scheduler, ReduceLROnPlateau):
+        if follows_metric(self.lr_scheduler):
             rate = self.optimizer.param_groups[0]["lr"]
         else:
             rate = self.lr_scheduler.get_last_lr()[0]
@@ -909,7 +936,7 @@ class Trainer(OlderNames):
 
     def _step_scheduler(self) -> None:
         """Move the schedule after an update; metric-driven ones move after evaluations instead."""
-        if self._engine.step_was_skipped or isinstance(self.lr_scheduler, ReduceLROnPlateau):
+        if self._engine.step_was_skipped or follows_metric(self.lr_scheduler):
             return
         if self._schedule_rate != 1.0:
             self.lr_scheduler.last_epoch += self._schedule_rate - 1
@@ -1445,6 +1472,7 @@ class Trainer(OlderNames):
             self.create_optimizer_and_scheduler(num_training_steps=max_steps)
         else:
             self.create_optimizer()
+        check_made(self.optimizer, self._optimizing)
 
     def _begin_counting(self, checkpoint: str | None) -> None:
         """Start the counters of this call; on resume the loss window goes on where the checkpoint left it."""
@@ -1970,7 +1998,7 @@ class Trainer(OlderNames):
         if run is not None:
             run.before_evaluation = None
         self._evaluated_at = (self.state.global_step, metrics)
-        if isinstance(self.lr_scheduler, ReduceLROnPlateau) and not skip_scheduler:
+        if follows_metric(self.lr_scheduler) and not skip_scheduler:
             self.lr_scheduler.step(self._chosen_metric(metrics))
         return metrics
 
@@ -2018,6 +2046,8 @@ class Trainer(OlderNames):
         if self._saver.failures:
             metrics["failed_saves"] = self._saver.failures
         self.log(metrics)
+        if self._own.evaluation_weights:
+            self._show_evaluation_weights()
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
             self._load_best_model()
         self._keep_only_best(trial)
@@ -2172,6 +2202,8 @@ class Trainer(OlderNames):
         them so.
         """
         folder = self.args.output_dir if output_dir is None else output_dir
+        if self._own.evaluation_weights:
+            self._show_evaluation_weights()
         if _internal_call and self._engine.saves_shards:
             self._engine.save_shards(self.model, folder)
             self._save(folder, state_dict={})
@@ -2231,6 +2263,12 @@ class Trainer(OlderNames):
         self._saver.save(folder, self._facts(), self._write_checkpoint, self._checkpoint_bytes)
         if self._saver.failed:
             self.state.best_model_checkpoint = self._best_before_save
+
+    def _show_evaluation_weights(self) -> None:
+        """Of a schedule-free optimizer's two sets of weights, put those into the model that are meant to be used."""
+        switch = getattr(self.optimizer, "eval", None)
+        if callable(switch):
+            switch()
 
     def _write_checkpoint(self, stage: str) -> None:
         """Every process writes its files into the folder that all share."""

@@ -87,7 +87,7 @@ def test_every_rule_between_options_is_listed(title: str) -> None:
 def test_what_is_not_available_is_marked() -> None:
     for name, cells in rows().items():
         assert ("¹" in cells[0]) == (name in not_yet.OPTIONS)
-        assert ("²" in cells[0]) == (name in {*not_yet.AVAILABLE, "report_to"})
+        assert ("²" in cells[0]) == (name == "report_to")
     listed = PAGE.split("## Values that are not available yet")[1].split("## Older")[0]
     assert "`lomo`" in listed
     assert "`adafactor`" not in listed

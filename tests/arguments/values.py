@@ -71,7 +71,7 @@ def another_value(name: str) -> Any:
     default = default_of(FIELDS[name])
     if (choices := FIELDS[name].metadata["choices"]) is not None:
         values = [getattr(choice, "value", choice) for choice in choices]
-        return next(v for v in values if v != default and v in not_yet.AVAILABLE.get(name, values))
+        return next(v for v in values if v != default)
     kinds = {HINTS[name], *typing.get_args(HINTS[name])}
     if default and isinstance(default, list):
         return default[1:]

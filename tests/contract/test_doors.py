@@ -26,11 +26,7 @@ TOP_LEVEL_MODULES = {
     "training_args",
     "training_args_seq2seq",
 }
-ABSENT_AT_THE_TOP = {
-    # schedules
-    "GreedyLR",
-    "get_greedy_schedule",
-}
+ABSENT_AT_THE_TOP: set[str] = set()
 
 ABSENT: dict[str, set[str]] = {
     "trainer_utils": {

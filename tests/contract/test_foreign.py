@@ -327,10 +327,10 @@ SET_LATER = frozenset({"deepspeed", "parallelism_config"})
 
 
 def _unavailable_options() -> list[str]:
-    from mainspring.arguments.not_yet import AVAILABLE, OPTIONS
+    from mainspring.arguments.not_yet import OPTIONS
 
     theirs = {field.name for field in dataclasses.fields(REFERENCE.api.Seq2SeqTrainingArguments)}
-    return sorted((OPTIONS | AVAILABLE.keys() | {"report_to"}) & theirs)
+    return sorted((OPTIONS | {"report_to"}) & theirs)
 
 
 @own

@@ -57,6 +57,12 @@ class Behaviour:
         "`gradient_accumulation_steps`")
     decay_by_name: bool = row(            True,   True,     False,
         "Weight decay knows normalisations by their names, rather than by a fixed list of classes")
+    complete_optimizers: bool = row(      True,   False,    False,
+        "GaLore, APOLLO, LOMO and GrokAdamW get what the options say of Adam, weight decay and clipping, rather than the "
+        "learning rate alone")
+    evaluation_weights: bool = row(       True,   False,    False,
+        "Of an optimizer with two sets of weights, those that are evaluated are saved and left in the model, rather than "
+        "those that happen to be in it")
     final_events: bool = row(             True,   True,     False,
         "The last update is evaluated and saved, where that goes by steps, although it is not due")
     log_rate_used: bool = row(            True,   True,     False,

@@ -72,8 +72,7 @@ def _names(names: Iterable[str]) -> str:
 
 
 def _mark(name: str) -> str:
-    some = {*not_yet.AVAILABLE, "report_to"}
-    return "¹" if name in not_yet.OPTIONS else "²" if name in some else ""
+    return "¹" if name in not_yet.OPTIONS else "²" if name == "report_to" else ""
 
 
 def _since(name: str) -> str:
@@ -85,8 +84,7 @@ def _type(field: dataclasses.Field[Any]) -> str:
     if field.metadata["choices"] is None:
         name = str(field.type).replace("Any", "object").replace(" | ", " or ")
         return f"{name.replace('[str, object]', '')}{', or the path of a JSON file' if field.metadata['json'] else ''}"
-    names = _values(field)
-    return " ".join(f"`{name}`" for name in names if name in not_yet.AVAILABLE.get(field.name, names))
+    return _names(_values(field))
 
 
 def _default(field: dataclasses.Field[Any]) -> str:
@@ -99,12 +97,7 @@ def _meaning(field: dataclasses.Field[Any]) -> str:
 
 
 def _not_available() -> Iterator[str]:
-    rows = []
-    fields = {field.name: field for field in dataclasses.fields(Seq2SeqTrainingArguments)}
-    for name, available in not_yet.AVAILABLE.items():
-        names = [value for value in _values(fields[name]) if value not in available]
-        rows.append((f"`{name}`", " ".join(f"`{value}`" for value in names)))
-    rows.append(("`report_to`", "every service"))
+    rows = [("`report_to`", "every service")]
     yield f"## Values that are not available yet\n\n{_table(('option', 'values'), rows)}"
 
 

@@ -14,11 +14,27 @@ from mainspring.errors import Problem
 if TYPE_CHECKING:
     from mainspring.arguments.training_arguments import TrainingArguments
 
-NO_WARMUP = ("constant", "reduce_lr_on_plateau")
+NO_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
 """Schedules that do not look at `warmup_steps`."""
 
-NO_ADAM = ("sgd", "adafactor", "adagrad", "rmsprop")
+NO_ADAM = (
+    "sgd",
+    "adafactor",
+    "adagrad",
+    "rmsprop",
+    "rmsprop_bnb",
+    "rmsprop_bnb_8bit",
+    "rmsprop_bnb_32bit",
+    "galore_adafactor",
+    "galore_adafactor_layerwise",
+    "lomo",
+    "adalomo",
+    "schedule_free_sgd",
+)
 """Optimizers that do not look at Adam's options."""
+
+LOW_RANK = ("galore_", "apollo_")
+"""How the names of optimizers begin that project the gradients of chosen layers."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +60,17 @@ def _no_warmup(a: TrainingArguments) -> str | None:
 def _no_adam(a: TrainingArguments) -> str | None:
     """The optimizer does not read Adam's options."""
     return f"optim={str(a.optim)!r} does not read it" if a.optim in NO_ADAM else None
+
+
+def _no_epsilon(a: TrainingArguments) -> str | None:
+    """Lion takes the sign of an update, and has nothing to divide by."""
+    return f"optim={str(a.optim)!r} has no denominator" if "lion" in str(a.optim) else None
+
+
+def _nothing_is_projected(a: TrainingArguments) -> str | None:
+    """No low-rank optimizer is chosen."""
+    low_rank = str(a.optim).startswith(LOW_RANK)
+    return None if low_rank else f"optim={str(a.optim)!r} projects no gradients: only GaLore and APOLLO do"
 
 
 def _epochs_are_not_counted(a: TrainingArguments) -> str | None:
@@ -191,6 +218,8 @@ def _nobody_reads_texts(a: Any) -> str | None:
 IDLE: tuple[Idle, ...] = (
     Idle(("warmup_steps",), _no_warmup, "use 'constant_with_warmup' or another schedule, or leave it out"),
     Idle(("adam_beta1", "adam_beta2", "adam_epsilon"), _no_adam, "give what the optimizer has in optim_args"),
+    Idle(("adam_epsilon",), _no_epsilon, "leave it out"),
+    Idle(("optim_target_modules",), _nothing_is_projected, "choose one of these, or leave it out"),
     Idle(("num_train_epochs",), _epochs_are_not_counted, "give one of the two"),
     Idle(
         ("activation_checkpointing_kwargs",),

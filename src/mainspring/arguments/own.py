@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mainspring.arguments.compat import BEHAVIOURS, COMPAT, Behaviour
 from mainspring.arguments.option import option, positive
+from mainspring.errors import did_you_mean
 
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<hours>\d+):(?P<minutes>[0-5]?\d)(?::(?P<seconds>[0-5]?\d))?")
 
@@ -58,6 +60,28 @@ def _is_size(size: str | float) -> str | None:
     return None if found >= 0 else "must not be below 0"
 
 
+GROUP_KEYS = ("lr", "weight_decay")
+"""What `lr_groups` can set of a group."""
+
+
+def _are_groups(groups: Any) -> str | None:
+    """Regular expressions, each with the learning rate or weight decay of the parameters it matches."""
+    for pattern, settings in groups.items():
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            return f"has {pattern!r}, which is no regular expression: {error}"
+        if not isinstance(settings, dict) or not settings:
+            return f"gives {pattern!r} {settings!r}: write a mapping such as {{'lr': 1e-4}}"
+        for key, value in settings.items():
+            if key not in GROUP_KEYS:
+                return f"gives {pattern!r} the unknown key {key!r}: use {' and '.join(GROUP_KEYS)}{did_you_mean(key, GROUP_KEYS)}"
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not (math.isfinite(value) and value >= 0):
+                return f"gives {pattern!r} {key}={value!r}: it must be a number, and not negative"
+    return None
+
+
 @dataclass(kw_only=True)
 class OwnArguments:
     """What only this package has."""
@@ -85,6 +109,16 @@ class OwnArguments:
     resume_log_window: bool | None = option(
         None,
         "A resumed run goes on with the loss window of its checkpoint; default True, and False with compat='5' or '4.37'.",
+    )
+    lr_groups: dict[str, Any] | str | None = option(
+        None,
+        "Learning rate or weight decay by parameter: regular expressions of names, e.g. {'^encoder': {'lr': 1e-5}}.",
+        json=True,
+        check=_are_groups,
+    )
+    optimizer_in_backward: bool = option(
+        False,
+        "The optimizer acts inside the backward pass, parameter by parameter, so that no two gradients live together.",
     )
     max_tokens_per_batch: int | None = option(
         None,
@@ -154,6 +188,27 @@ def saving_options(args: Any) -> SavingOptions:
         stop_signals=tuple(args.stop_signals),
         max_time_s=None if args.max_time is None else seconds_of(args.max_time),
     )
+
+
+@dataclass(frozen=True)
+class OptimizerOptions:
+    """How the optimizer is built, beyond the reference's options. The defaults are those of a foreign arguments object.
+
+    Attributes:
+        groups: Regular expressions of parameters' names, with their learning rate and weight decay.
+        in_backward: Whether it acts inside the backward pass.
+    """
+
+    groups: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    in_backward: bool = False
+
+
+def optimizer_options(args: Any) -> OptimizerOptions:
+    """The options of `args` that say how its optimizer is built."""
+    if not isinstance(args, OwnArguments):
+        return OptimizerOptions()
+    assert not isinstance(args.lr_groups, str)  # it has been read
+    return OptimizerOptions(args.lr_groups or {}, args.optimizer_in_backward)
 
 
 @dataclass(frozen=True)

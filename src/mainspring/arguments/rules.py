@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mainspring.arguments.accelerator_config import problems_of, settings_of
 from mainspring.arguments.compat import installed_services
 from mainspring.arguments.fsdp_rules import FSDP_NOTICES, FSDP_RULES
-from mainspring.arguments.idle import NO_WARMUP
+from mainspring.arguments.idle import LOW_RANK, NO_WARMUP
 from mainspring.arguments.parallel_sizes import a_way_that_nobody_takes
 from mainspring.errors import Problem
 
@@ -102,6 +102,15 @@ def metric_schedules_need_evaluations(a: TrainingArguments) -> Problem | None:
             "it follows a metric, and eval_strategy is 'no'",
             "set eval_strategy='steps' or 'epoch'",
         )
+    return None
+
+
+def low_rank_needs_targets(a: TrainingArguments) -> Problem | None:
+    """A low-rank optimizer has to be told which linear layers it projects the gradients of."""
+    if str(a.optim).startswith(LOW_RANK) and not a.optim_target_modules:
+        why = f"optim={str(a.optim)!r} has to be told which linear layers it projects the gradients of"
+        fix = "give 'all-linear', a regular expression of names, or a list such as ['attn', 'mlp']"
+        return Problem("optim_target_modules", a.optim_target_modules, why, fix)
     return None
 
 
@@ -236,6 +245,7 @@ RULES: tuple[Rule, ...] = (
     one_precision,
     one_evaluation_precision,
     metric_schedules_need_evaluations,
+    low_rank_needs_targets,
     prefetching_needs_workers,
     persistence_needs_workers,
     start_of_workers_needs_workers,

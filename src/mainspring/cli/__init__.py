@@ -16,14 +16,18 @@ from mainspring import __version__
 from mainspring.cli.answer import Answer
 from mainspring.cli.checkpoints import add_commands
 from mainspring.cli.launch import add_command
-from mainspring.names import OPTIMIZER_NAMES, SCHEDULER_NAMES
+from mainspring.names import OPTIMIZER_NAMES, OPTIMIZER_NEEDS, SCHEDULER_NAMES, SCHEDULER_NEEDS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = ["main"]
 
-NAMES = {"optim": OPTIMIZER_NAMES, "lr_scheduler_type": SCHEDULER_NAMES}
+NAMES = {
+    "optim": (OPTIMIZER_NAMES, OPTIMIZER_NEEDS),
+    "lr_scheduler_type": (SCHEDULER_NAMES, SCHEDULER_NEEDS),
+}
+"""Option to its names, and to what some of them need."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -90,10 +94,7 @@ def _explanation(options: argparse.Namespace) -> Answer:
 
 
 def _names(option: str, _: argparse.Namespace) -> Answer:
-    """Return the names that an option takes, one per line; those whose machinery is not here yet say so."""
-    from mainspring.arguments.not_yet import AVAILABLE  # a tenth of a second that --version does not need
-
-    available = AVAILABLE.get(option, NAMES[option])
-    width = max(map(len, NAMES[option]))
-    lines = [name if name in available else f"{name:<{width}}  not available yet" for name in NAMES[option]]
-    return Answer("\n".join(lines))
+    """Return the names that an option takes, one per line, with what each needs."""
+    names, needs = NAMES[option]
+    width = max(map(len, names))
+    return Answer("\n".join(f"{name:<{width}}  needs {needs[name]}" if name in needs else name for name in names))

@@ -14,6 +14,7 @@ from torch import nn
 from mainspring import checkpoint as ckpt
 from mainspring.data.samplers import mark_last
 from mainspring.engines.states import load_any_optimizer, load_any_weights
+from mainspring.optimizers.in_backward import UpdatesInBackward
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -207,10 +208,26 @@ class SingleProcess:
 
     def backward(self, loss: torch.Tensor, **kwargs: Any) -> None:
         """Backpropagate `loss`, a scalar."""
-        if self.scaler is None:
+        if (updates := self._in_backward) is not None:
+            updates.backward(loss, **kwargs)
+        elif self.scaler is None:
             loss.backward(**kwargs)
         else:
             self.scaler.scale(loss).backward(**kwargs)
+
+    @property
+    def _in_backward(self) -> UpdatesInBackward | None:
+        """The run's optimizer, where it acts inside the backward pass."""
+        found = getattr(self.optimizer, "optimizer", self.optimizer)
+        return found if isinstance(found, UpdatesInBackward) else None
+
+    def why_not_in_backward(self) -> str | None:
+        """Why no gradient is complete inside the backward pass, where an optimizer would act on it; None: it is."""
+        if self.kind == SingleProcess.kind:
+            return None
+        return (
+            "gradients are complete only when they have been summed over processes or devices, after the backward pass"
+        )
 
     def forget_gradients(self, model: nn.Module) -> None:
         """Forget what half an update has left in other places than the parameters' gradients."""
@@ -232,12 +249,18 @@ class SingleProcess:
         self, parameters: Iterable[torch.Tensor], max_norm: float, norm_type: float = 2.0
     ) -> torch.Tensor:
         """Clip to a total norm of `max_norm`; returns the norm before clipping, 0-d on the device."""
+        if (updates := self._in_backward) is not None:
+            return (
+                updates.take_grad_norm()
+            )  # the gradients are gone; whether they were clipped is the optimizer's affair
         if self.scaler is not None:
             self.unscale()
         return torch.nn.utils.clip_grad_norm_(parameters, max_norm, norm_type)
 
     def grad_norm(self, parameters: Iterable[torch.Tensor]) -> torch.Tensor:
         """The total norm of the gradients, which stay as they are."""
+        if (updates := self._in_backward) is not None:
+            return updates.take_grad_norm()
         if self.scaler is not None:
             self.unscale()
         return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])

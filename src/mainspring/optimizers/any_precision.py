@@ -130,12 +130,14 @@ class AnyPrecisionAdamW(Optimizer):
             state["compensation"] = torch.zeros_like(weight, dtype=group["compensation_buffer_dtype"])
         return state
 
-    @staticmethod
-    def _process_value_according_to_param_policy(
-        param: Tensor, value: Tensor, param_id: int, param_groups: list[dict[str, Any]], key: Any = None
-    ) -> Tensor:
-        """States that are loaded keep their own dtype; torch's optimizers give them their parameter's."""
-        return value.to(device=param.device)
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state. Its tensors keep their own formats; torch's optimizers give them their parameter's."""
+        super().load_state_dict(state_dict)
+        for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
+            for number, weight in zip(saved["params"], group["params"], strict=True):
+                for key, value in state_dict["state"].get(number, {}).items():
+                    if isinstance(value, Tensor):
+                        self.state[weight][key] = value.to(weight.device, copy=True)
 
 
 def _add_compensated(weight: Tensor, update: Tensor, lost: Tensor) -> None:

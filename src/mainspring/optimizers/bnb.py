@@ -69,12 +69,37 @@ paged_ademamix_32bit = _ademamix(32, paged=True)
 paged_ademamix_8bit = _ademamix(8, paged=True)
 
 
+_IN_32_BITS = {"optim_bits": 32}
+"""The library's word for it; this very object, so that what was said for other models is told from what users say."""
+
+
 def keep_embeddings_in_32_bits(model: nn.Module) -> None:
     """Let 8-bit optimizers keep 32-bit states for embeddings, whose gradients are too uneven to be quantised.
 
     Section 2.3 of the paper. It has to be said before the optimizer is built.
     """
+    _forget_other_models()
     manager: Any = GlobalOptimManager.get_instance()
     for module in model.modules():
         if isinstance(module, nn.Embedding):
-            manager.register_module_override(module, "weight", {"optim_bits": 32})
+            manager.register_module_override(module, "weight", _IN_32_BITS)
+
+
+def in_32_bits_for_embeddings(cls: Any, model: nn.Module) -> Callable[..., Any]:
+    """A maker of optimizers of one parameter each, which the library's own way does not tell apart: all are its first."""
+    _forget_other_models()
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+
+    def make(groups: list[dict[str, Any]], optim_bits: int, **kwargs: Any) -> Any:
+        (parameter,) = groups[0]["params"]
+        return cls(groups, optim_bits=32 if id(parameter) in embeddings else optim_bits, **kwargs)
+
+    return make
+
+
+def _forget_other_models() -> None:
+    """The library remembers places in an optimizer's groups for the whole process, and takes them for the next model's."""
+    manager: Any = GlobalOptimManager.get_instance()
+    places, triples = manager.index2config, manager.module_weight_config_triple
+    manager.index2config = {place: config for place, config in places.items() if config is not _IN_32_BITS}
+    manager.module_weight_config_triple = [triple for triple in triples if triple[2] is not _IN_32_BITS]

@@ -9,7 +9,9 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from mainspring.optimizers.in_backward import OptimizerInBackward
+from mainspring.arguments.own import own_options
+from mainspring.optimizers.in_backward import into_backward
+from mainspring.optimizers.plain_states import keep_plain
 from mainspring.optimizers.request import OptimizerRequest, OptimizerSpec, parse_optim_args
 from mainspring.optimizers.table import LAYERWISE, OPTIMIZERS
 
@@ -35,6 +37,8 @@ def optimizer_class_and_kwargs(args: Any, model: nn.Module | None = None) -> Opt
         weight_decay=args.weight_decay,
         warmup_steps=getattr(args, "warmup_steps", 0),
         targets=getattr(args, "optim_target_modules", None),
+        max_grad_norm=getattr(args, "max_grad_norm", None),
+        complete=own_options(args).complete_optimizers,
     )
     build = OPTIMIZERS[name]
     with OPTIMIZERS.needing(name):
@@ -45,9 +49,7 @@ def optimizer_class_and_kwargs(args: Any, model: nn.Module | None = None) -> Opt
             f"weight_decay={args.weight_decay}; set the option weight_decay instead",
             stacklevel=2,
         )
-    if name.endswith(LAYERWISE):
-        return OptimizerInBackward, {"optimizer": cls, **kwargs}
-    return cls, kwargs
+    return into_backward(cls, kwargs) if name.endswith(LAYERWISE) else (cls, kwargs)
 
 
 def is_optimizer_factory(candidate: object) -> bool:
@@ -76,12 +78,21 @@ def build_optimizer(
     parameters: Any = list(groups)
     for name in ("params", "model", "optimizer_dict"):
         parameters = given.pop(name, parameters)
-    if str(getattr(cls, "__module__", "")).startswith("bitsandbytes") and given.get("optim_bits") == 8:
-        from mainspring.optimizers.bnb import keep_embeddings_in_32_bits
+    _keep_embeddings(cls, given, model)
+    return keep_plain(cls(parameters, **given))
 
-        keep_embeddings_in_32_bits(model)
-    optimizer: Optimizer = cls(parameters, **given)
-    return optimizer
+
+def _keep_embeddings(cls: Any, given: dict[str, Any], model: nn.Module) -> None:
+    """The 8-bit optimizers of bitsandbytes get 32-bit states for embeddings."""
+    stepped = given.get("optimizer", cls)
+    if not str(getattr(stepped, "__module__", "")).startswith("bitsandbytes") or given.get("optim_bits") != 8:
+        return
+    from mainspring.optimizers import bnb
+
+    if stepped is cls:
+        bnb.keep_embeddings_in_32_bits(model)
+    else:
+        given["optimizer"] = bnb.in_32_bits_for_embeddings(stepped, model)
 
 
 def _from_factory(factory: Any, kwargs: Mapping[str, Any], model: nn.Module) -> Optimizer:

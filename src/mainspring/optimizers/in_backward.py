@@ -6,6 +6,7 @@ https://arxiv.org/abs/2306.09782, for any optimizer that looks at one parameter 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -13,10 +14,28 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-Maker = Callable[[list[dict[str, Any]]], Optimizer]
+from mainspring.optimizers.plain_states import keep_plain
+
+Maker = Callable[..., Optimizer]
 
 
-class OptimizerInBackward(Optimizer):
+class UpdatesInBackward(Optimizer):
+    """What the engine asks of an optimizer that acts inside the backward pass.
+
+    It acts in `backward` alone: another backward pass through the same model, such as one of the user's own, leaves
+    gradients as ever. `step` has nothing left to do.
+    """
+
+    def backward(self, loss: Tensor, **kwargs: Any) -> None:
+        """Backpropagate `loss`, a scalar, and update every parameter that it reaches."""
+        raise NotImplementedError
+
+    def take_grad_norm(self) -> Tensor:
+        """The norm of all gradients since this was last asked, 0-d."""
+        raise NotImplementedError
+
+
+class OptimizerInBackward(UpdatesInBackward):
     """One optimizer per parameter, each called by the backward pass.
 
     The hyper-parameters are those of this optimizer's own groups, which a schedule changes as usual. Its state dict is
@@ -27,60 +46,78 @@ class OptimizerInBackward(Optimizer):
         optimizer: Class of the optimizers.
         **kwargs: Its keyword arguments.
 
-    Attributes:
-        squared_norm: Sum of the squares of the gradients since `take_grad_norm`, 0-d.
+    Raises:
+        ValueError: The optimizer changes its groups as it goes, as some that count in them do.
     """
 
-    def __init__(self, params: Iterable[Any], optimizer: Callable[..., Optimizer], **kwargs: Any) -> None:
+    def __init__(self, params: Iterable[Any], optimizer: Maker, **kwargs: Any) -> None:
         super().__init__(params, {})
         self._of: dict[Tensor, Optimizer] = {}
         self._group_of: dict[Tensor, dict[str, Any]] = {}
-        self.squared_norm: Tensor | None = None
+        self._squares: Tensor | None = None  # of the gradients since `take_grad_norm`, summed up
+        self._inside = False
+        self._acted = False
         for group in self.param_groups:
             given = {key: value for key, value in group.items() if key != "params"}
             for parameter in group["params"]:
-                one = optimizer([{**given, "params": [parameter]}], **kwargs)
-                self._of[parameter], self._group_of[parameter] = one, group
-                group.update({key: value for key, value in one.param_groups[0].items() if key not in group})
-                parameter.register_post_accumulate_grad_hook(self._update)
+                if parameter.requires_grad:
+                    self._take(parameter, group, keep_plain(optimizer([{**given, "params": [parameter]}], **kwargs)))
+
+    def _take(self, parameter: Tensor, group: dict[str, Any], one: Optimizer) -> None:
+        self._of[parameter], self._group_of[parameter] = one, group
+        group.update({key: value for key, value in one.param_groups[0].items() if key not in group})
+        parameter.register_post_accumulate_grad_hook(self._update)
+
+    def backward(self, loss: Tensor, **kwargs: Any) -> None:
+        """Backpropagate `loss`, a scalar, and update every parameter that it reaches."""
+        self._inside = self._acted = True
+        try:
+            loss.backward(**kwargs)
+        finally:
+            self._inside = False
 
     @torch.no_grad()
     def _update(self, parameter: Tensor) -> None:
+        if not self._inside:
+            return
         assert parameter.grad is not None
         square = parameter.grad.float().square().sum()
-        self.squared_norm = (
-            square if self.squared_norm is None else self.squared_norm + square.to(self.squared_norm.device)
-        )
+        self._squares = square if self._squares is None else self._squares + square.to(self._squares.device)
         one = self._of[parameter]
-        own = one.param_groups[0]
-        own.update({key: value for key, value in self._group_of[parameter].items() if key != "params"})
+        one.param_groups[0].update({key: value for key, value in self._group_of[parameter].items() if key != "params"})
         one.step()
         parameter.grad = None
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Nothing is left to be done: the backward pass has updated every parameter."""
+        """Nothing is left to be done: the backward pass has updated every parameter.
+
+        Raises:
+            RuntimeError: It has not, because it did not go through `backward`.
+        """
+        require_backward(self._acted)
+        self._acted = False
         return None if closure is None else closure()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Nothing is left to be forgotten."""
 
     def take_grad_norm(self) -> Tensor:
-        """The norm of all gradients of the last backward pass, 0-d."""
-        square, self.squared_norm = self.squared_norm, None
+        """The norm of all gradients since this was last asked, 0-d."""
+        square, self._squares = self._squares, None
         return torch.zeros(()) if square is None else square.sqrt()
 
     def state_dict(self) -> dict[str, Any]:
         """State and groups, as the ordinary optimizer would say them."""
-        groups, number = [], 0
-        states = {}
+        groups: list[dict[str, Any]] = []
+        states: dict[int, Any] = {}
+        number = 0
         for group in self.param_groups:
-            count = len(group["params"])
-            numbers = list(range(number, number + count))
+            numbers = list(range(number, number + len(group["params"])))
             groups.append({**{key: value for key, value in group.items() if key != "params"}, "params": numbers})
             for index, parameter in zip(numbers, group["params"], strict=True):
-                if own := self._of[parameter].state_dict()["state"]:
+                if parameter in self._of and (own := self._of[parameter].state_dict()["state"]):
                     states[index] = own[0]
-            number += count
+            number += len(numbers)
         return {"state": states, "param_groups": groups}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -97,9 +134,31 @@ class OptimizerInBackward(Optimizer):
             hyper = {key: value for key, value in saved.items() if key != "params"}
             group.update(hyper)
             for index, parameter in zip(saved["params"], group["params"], strict=True):
-                state = {0: state_dict["state"][index]} if index in state_dict["state"] else {}
-                self._of[parameter].load_state_dict({"state": state, "param_groups": [{**hyper, "params": [0]}]})
+                if parameter in self._of:
+                    state = {0: state_dict["state"][index]} if index in state_dict["state"] else {}
+                    self._of[parameter].load_state_dict({"state": state, "param_groups": [{**hyper, "params": [0]}]})
 
     def optimizers(self) -> Iterator[Optimizer]:
         """Those of the parameters, in order."""
         return iter(self._of.values())
+
+
+def into_backward(cls: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """A class and its keywords, to act inside the backward pass; what does so already comes back as it is."""
+    with contextlib.suppress(TypeError):
+        if issubclass(cls, UpdatesInBackward):
+            return cls, kwargs
+    return OptimizerInBackward, {"optimizer": cls, **kwargs}
+
+
+def require_backward(acted: bool) -> None:
+    """Refuse a step without a backward pass of the optimizer's own, which would change nothing without a word.
+
+    Raises:
+        RuntimeError: There was none.
+    """
+    if not acted:
+        raise RuntimeError(
+            "this optimizer acts inside the backward pass, and there was none: call accelerator.backward(loss), which "
+            "knows it, instead of loss.backward()"
+        )

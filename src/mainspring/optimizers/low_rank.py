@@ -35,7 +35,7 @@ _APOLLO: dict[str, tuple[Callable[[str], Any], Any]] = {
 def galore_adamw(request: OptimizerRequest) -> OptimizerSpec:
     """GaLore's AdamW: J. Zhao et al., *GaLore*, ICML 2024, https://arxiv.org/abs/2403.03507."""
     cls = import_module("galore_torch").GaLoreAdamW
-    return cls, {**request.adam, "params": _groups(request, _settings(request, _GALORE))}
+    return cls, {**request.adam_where_complete, "params": _groups(request, _settings(request, _GALORE))}
 
 
 def galore_adamw_8bit(request: OptimizerRequest) -> OptimizerSpec:
@@ -44,7 +44,7 @@ def galore_adamw_8bit(request: OptimizerRequest) -> OptimizerSpec:
         why = "its 8-bit states wait for a CUDA device, and there is none"
         raise OptionError([Problem("optim", request.name, why, f"use {request.name.replace('_8bit', '')!r}")])
     cls = import_module("galore_torch").GaLoreAdamW8bit
-    return cls, {**request.adam, "params": _groups(request, _settings(request, _GALORE))}
+    return cls, {**request.adam_where_complete, "params": _groups(request, _settings(request, _GALORE))}
 
 
 def galore_adafactor(request: OptimizerRequest) -> OptimizerSpec:
@@ -58,7 +58,7 @@ def apollo_adamw(request: OptimizerRequest) -> OptimizerSpec:
     """APOLLO's AdamW: H. Zhu et al., *APOLLO*, https://arxiv.org/abs/2412.05270."""
     cls = import_module("apollo_torch").APOLLOAdamW
     settings = {**_settings(request, _APOLLO), "betas": request.betas, "eps": request.epsilon}
-    return cls, {**request.adam, "params": _groups(request, settings)}
+    return cls, {**request.adam_where_complete, "params": _groups(request, settings)}
 
 
 def _settings(request: OptimizerRequest, known: dict[str, tuple[Callable[[str], Any], Any]]) -> Settings:
@@ -83,7 +83,7 @@ def _groups(request: OptimizerRequest, settings: Settings) -> list[Settings]:
 
 
 def _others(model: nn.Module, projected: set[int], request: OptimizerRequest) -> list[Settings]:
-    if not request.weight_decay:
+    if not _decays(request):
         rest = [p for p in model.parameters() if p.requires_grad and id(p) not in projected]
         return [{"params": rest}]
     groups = parameter_groups(model, decay_parameter_names(model), request.weight_decay)
@@ -92,4 +92,8 @@ def _others(model: nn.Module, projected: set[int], request: OptimizerRequest) ->
 
 def _decay(request: OptimizerRequest) -> Settings:
     """Weights of linear layers are decayed as they are elsewhere."""
-    return {"weight_decay": request.weight_decay} if request.weight_decay else {}
+    return {"weight_decay": request.weight_decay} if _decays(request) else {}
+
+
+def _decays(request: OptimizerRequest) -> bool:
+    return bool(request.complete and request.weight_decay)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
+
+from mainspring.errors import OptionError, Problem, did_you_mean
 
 NO_DECAY_PATTERNS = ("bias", "layernorm", "rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)")
 """Patterns of the lower-cased names of parameters that are biases or belong to a normalisation."""
@@ -84,11 +86,25 @@ def _is_normalisation_of_4_37(kind: type) -> bool:
     return kind.__name__ in NORMALISATIONS_OF_4_37 and kind.__module__.startswith("transformers.")
 
 
-def parameter_groups(model: nn.Module, decay_names: Collection[str], weight_decay: float) -> list[dict[str, Any]]:
-    """The trainable parameters in two groups: with weight decay, and without. Either may be empty.
+Groups = Mapping[str, Mapping[str, float]]
+"""Regular expressions of parameters' names, each with `lr`, `weight_decay` or both."""
+
+
+def parameter_groups(
+    model: nn.Module, decay_names: Collection[str], weight_decay: float, own: Groups | None = None
+) -> list[dict[str, Any]]:
+    """The trainable parameters in groups: with weight decay, and without. Either may be empty.
+
+    Args:
+        model: Whose parameters they are.
+        decay_names: The names of those that are decayed.
+        weight_decay: How much.
+        own: What some have of their own; each expression that is found in a name makes a group more for those that are
+            decayed, and one for those that are not. A parameter goes to the first that is found in its name.
 
     Raises:
         ValueError: Nothing in the model is trainable.
+        OptionError: An expression is found in no name, or only in those that went to one before it.
     """
     trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     if not trainable:
@@ -97,7 +113,29 @@ def parameter_groups(model: nn.Module, decay_names: Collection[str], weight_deca
             "trainable; set requires_grad_(True) on those to train"
         )
     decayed = frozenset(decay_names)
-    return [
-        {"params": [p for name, p in trainable if name in decayed], "weight_decay": weight_decay},
-        {"params": [p for name, p in trainable if name not in decayed], "weight_decay": 0.0},
-    ]
+    own = own or {}
+    pattern_of = {name: next((pattern for pattern in own if re.search(pattern, name)), None) for name, _ in trainable}
+    groups = []
+    for pattern in (None, *own):
+        settings = dict(own[pattern]) if pattern is not None else {}
+        members = [(name, parameter) for name, parameter in trainable if pattern_of[name] == pattern]
+        if pattern is not None and not members:
+            raise OptionError([_idle_pattern(pattern, [name for name, _ in trainable])])
+        halves = (
+            {"params": [p for name, p in members if name in decayed], "weight_decay": weight_decay, **settings},
+            {"params": [p for name, p in members if name not in decayed], **settings, "weight_decay": 0.0},
+        )
+        groups += [half for half in halves if half["params"] or pattern is None]
+    return groups
+
+
+def _idle_pattern(pattern: str, names: list[str]) -> Problem:
+    found = [name for name in names if re.search(pattern, name)]
+    if found:
+        why = f"all that it matches, such as {found[0]}, went to an expression before it"
+        return Problem("lr_groups", pattern, why, "put the narrower expression first, or leave this one out")
+    why = "it is found in no name of a trainable parameter"
+    words = {part for name in names for part in name.split(".")}
+    return Problem(
+        "lr_groups", pattern, why, f"the names are: {', '.join(names[:4])}, ...{did_you_mean(pattern, words)}"
+    )

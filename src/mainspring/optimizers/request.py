@@ -29,6 +29,8 @@ class OptimizerRequest:
         weight_decay: Decoupled weight decay, for optimizers that take it apart from their parameter groups.
         warmup_steps: Updates of warm-up, for optimizers that have no schedule.
         targets: `optim_target_modules`: which linear layers a low-rank optimizer acts on.
+        max_grad_norm: What optimizers that clip by themselves clip to; None: nothing.
+        complete: Whether every optimizer gets what the options say of it, rather than only what the reference hands on.
     """
 
     name: str
@@ -40,11 +42,18 @@ class OptimizerRequest:
     weight_decay: float = 0.0
     warmup_steps: float = 0
     targets: str | Sequence[str] | None = None
+    max_grad_norm: float | None = None
+    complete: bool = True
 
     @property
     def adam(self) -> dict[str, Any]:
         """The keywords that optimizers of Adam's kind share."""
         return {"lr": self.learning_rate, "betas": self.betas, "eps": self.epsilon}
+
+    @property
+    def adam_where_complete(self) -> dict[str, Any]:
+        """The same, for optimizers of which the reference sets the learning rate alone."""
+        return self.adam if self.complete else {"lr": self.learning_rate}
 
 
 def parse_optim_args(text: str | None) -> dict[str, str]:

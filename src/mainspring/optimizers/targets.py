@@ -34,6 +34,8 @@ def target_layers(model: nn.Module, targets: Targets | None, optimizer: str) -> 
         why = f"{optimizer} has to be told which linear layers it projects the gradients of"
         fix = f"give {ALL_LINEAR!r}, a regular expression, or a list such as ['attn', 'mlp']"
         raise OptionError([Problem("optim_target_modules", targets, why, fix)])
+    if isinstance(targets, str) and targets.replace("_", "-") == ALL_LINEAR:
+        targets = ALL_LINEAR
     patterns = _patterns(targets)
     named = dict(model.named_modules())
     linear = {name: module for name, module in named.items() if isinstance(module, nn.Linear)}
