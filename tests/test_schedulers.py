@@ -15,8 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from transformers import optimization as reference
 from transformers.trainer_utils import SchedulerType
 
-from mainspring import schedulers
-from mainspring.errors import NotAvailableError
+from mainspring import optimization, schedulers
 from mainspring.names import SCHEDULER_NAMES
 from mainspring.registry import Registry
 from mainspring.schedulers import SCHEDULERS, get_scheduler
@@ -71,8 +70,8 @@ def test_rates_equal_the_reference_bit_for_bit(name: str, options: dict[str, Any
 
 
 def test_every_row_of_the_table_is_compared_with_the_reference() -> None:
-    assert set(SCHEDULERS.names()) == {*OPTIONS, "reduce_lr_on_plateau"}
-    assert set(SCHEDULERS.names()) | {"greedy"} == set(SCHEDULER_NAMES)
+    assert set(SCHEDULERS.names()) == {*OPTIONS, "reduce_lr_on_plateau", "greedy"} == set(SCHEDULER_NAMES)
+    assert len(SCHEDULER_NAMES) == 12
 
 
 W, T, LR = 4, 20, 0.5
@@ -140,11 +139,8 @@ def test_a_polynomial_without_room_after_warm_up_ends_at_its_end() -> None:
 
 @pytest.mark.parametrize("name", [name for name in dir(reference) if name.startswith("get_") and "sched" in name])
 def test_functions_have_the_names_and_parameters_of_the_reference(name: str) -> None:
-    if name in ("get_greedy_schedule", "get_adafactor_schedule"):
-        assert not hasattr(schedulers, name)
-        return
     theirs = inspect.signature(getattr(reference, name)).parameters
-    ours = inspect.signature(getattr(schedulers, name)).parameters
+    ours = inspect.signature(getattr(optimization, name)).parameters
     assert [(p.name, p.default, p.kind) for p in ours.values()] == [
         (p.name, p.default, p.kind) for p in theirs.values()
     ]
@@ -207,11 +203,6 @@ def test_an_unknown_name_suggests_one() -> None:
         get_scheduler("cosin", optimizer(), 0, 10)
 
 
-def test_a_name_without_machinery_says_so() -> None:
-    with pytest.raises(NotAvailableError, match="lr_scheduler_type='greedy': not available yet"):
-        get_scheduler("greedy", optimizer(), 0, 10)
-
-
 @pytest.mark.parametrize("name", SCHEDULERS.names())
 def test_unknown_options_are_refused_by_name(name: str) -> None:
     with pytest.raises(ValueError, match=f"num_cycle=3 is no option of schedule '{name}'"):
@@ -238,7 +229,7 @@ def test_missing_numbers_of_steps_are_named(name: str, warmup: int | None, total
         get_scheduler(name, optimizer(), warmup, total)
 
 
-@pytest.mark.parametrize("name", ["constant", "reduce_lr_on_plateau"])
+@pytest.mark.parametrize("name", ["constant", "reduce_lr_on_plateau", "greedy"])
 def test_schedules_without_steps_need_none(name: str) -> None:
     get_scheduler(name, optimizer())
 
@@ -275,10 +266,111 @@ def test_a_row_of_ones_own_is_given_what_its_parameters_name(monkeypatch: pytest
     def at_end(optimizer: torch.optim.Optimizer, num_training_steps: int, factor: float = 0.5) -> LambdaLR:
         return LambdaLR(optimizer, lambda t: factor if t >= num_training_steps else 1.0)
 
-    monkeypatch.setattr(schedulers, "SCHEDULERS", Registry("learning-rate schedule", {}))
-    schedulers.SCHEDULERS.add("at_end", at_end)
+    registry = Registry("learning-rate schedule", {})
+    monkeypatch.setattr("mainspring.schedulers.by_name.SCHEDULERS", registry)
+    registry.add("at_end", at_end)
     scheduler = get_scheduler("at_end", optimizer(), 2, 10, {"factor": 0.25})
     assert isinstance(scheduler, LambdaLR)
     assert [scheduler.lr_lambdas[0](t) for t in (9, 10)] == [1.0, 0.25]
     with pytest.raises(ValueError, match="other=1 is no option"):
         get_scheduler("at_end", optimizer(), 2, 10, {"other": 1})
+
+
+# Schedules that follow a metric -------------------------------------------------------------------------------------
+
+GREEDY: list[dict[str, Any]] = [
+    {},
+    {"patience": 0},
+    {"patience": 1, "factor": 0.5, "min_lr": 0.01, "max_lr": 0.4},
+    {"patience": 0, "cooldown": 2, "warmup": 3, "min_lr": 0.0},
+    {"mode": "max", "patience": 1, "threshold": 0.05, "threshold_mode": "rel"},
+    {"patience": 1, "threshold": 0.1},
+    {"patience": 0, "smooth": True, "window_size": 4, "min_lr": 0.05},
+    {"patience": 0, "factor": 0.3, "min_lr": 0.05, "reset_start": 3, "smooth": True},
+    {"patience": 0, "min_lr": [0.01, 0.1], "max_lr": [0.2, 0.3], "eps": 1e-3},
+]
+
+
+def two_groups() -> torch.optim.Optimizer:
+    first, second = torch.nn.Parameter(torch.ones(1)), torch.nn.Parameter(torch.ones(1))
+    return torch.optim.SGD([{"params": [first]}, {"params": [second], "lr": 0.2}], lr=0.1)
+
+
+def metrics(seed: int, count: int = 120) -> list[float]:
+    """A metric that falls, stalls and rises again, with noise."""
+    generator = torch.Generator().manual_seed(seed)
+    trend = torch.cat([torch.linspace(2, 1, count // 3), torch.ones(count // 3), torch.linspace(1, 3, count // 3)])
+    return (trend + 0.05 * torch.randn(len(trend), generator=generator)).tolist()
+
+
+@pytest.mark.parametrize("options", GREEDY, ids=str)
+def test_greedy_moves_as_the_reference_does(options: dict[str, Any]) -> None:
+    for seed in range(3):
+        ours, theirs = two_groups(), two_groups()
+        mine, other = (
+            get_scheduler("greedy", ours, scheduler_specific_kwargs=options),
+            reference.GreedyLR(theirs, **options),
+        )
+        for value in metrics(seed):
+            mine.step(value)
+            other.step(value)
+            assert mine.get_last_lr() == other.get_last_lr() == [group["lr"] for group in ours.param_groups]
+        assert mine.state_dict() == other.state_dict()
+
+
+def test_greedy_rises_with_improvements_and_falls_without_as_its_formula_says() -> None:
+    used = optimizer(0.1)
+    scheduler = get_scheduler("greedy", used, scheduler_specific_kwargs={"factor": 0.5, "patience": 1, "max_lr": 0.3})
+    for value in (4.0, 3.0):  # the second improvement is one more than the patience
+        scheduler.step(value)
+    assert used.param_groups[0]["lr"] == 0.1 / 0.5
+    for value in (2.0, 1.0):
+        scheduler.step(value)
+    assert used.param_groups[0]["lr"] == 0.3
+    for _ in range(4):
+        scheduler.step(1.0)
+    assert used.param_groups[0]["lr"] == 0.3 * 0.5 * 0.5
+
+
+@pytest.mark.parametrize("options", GREEDY, ids=str)
+def test_greedy_goes_on_exactly_from_its_state_and_the_reference_s(options: dict[str, Any]) -> None:
+    values = metrics(5)
+    whole = two_groups()
+    scheduler = schedulers.GreedyLR(whole, **options)
+    expected = []
+    for value in values:
+        scheduler.step(value)
+        expected.append(scheduler.get_last_lr())
+    used: Any = two_groups()
+    going: Any = schedulers.GreedyLR(used, **options)
+    for start, make in ((40, reference.GreedyLR), (80, schedulers.GreedyLR), (120, schedulers.GreedyLR)):
+        for value in values[start - 40 : start]:
+            going.step(value)
+        assert going.get_last_lr() == expected[start - 1]
+        file = io.BytesIO()
+        torch.save(going.state_dict(), file)
+        file.seek(0)
+        used = two_groups()
+        going = make(used, **options)
+        going.load_state_dict(torch.load(file, weights_only=True))
+        assert [group["lr"] for group in used.param_groups] == expected[start - 1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"factor": 1.0}, "factor=1.0: a rate is lowered by it"),
+        ({"mode": "least"}, "mode='least' is unknown; use one of: min, max"),
+        ({"threshold_mode": "sum"}, "threshold_mode='sum' is unknown"),
+        ({"min_lr": [0.1, 0.1]}, r"min_lr=\[0.1, 0.1\] has 2 values, and the optimizer 1 groups"),
+    ],
+)
+def test_what_greedy_cannot_do_is_explained(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        get_scheduler("greedy", optimizer(), scheduler_specific_kwargs=options)
+
+
+def test_greedy_tells_of_its_changes_when_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    scheduler = get_scheduler("greedy", optimizer(0.1), scheduler_specific_kwargs={"patience": 0, "verbose": True})
+    scheduler.step(1.0)
+    assert capsys.readouterr().out == "step 1: learning rate of group 0 from 1.0000e-01 to 1.0526e-01\n"

@@ -11,7 +11,6 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:

@@ -61,7 +61,7 @@ def test_it_says_which_options_bear_on_each_other() -> None:
     partners = {name: set(cells[5].split("`")[1::2]) for name, cells in rows().items()}
     assert partners["fp16"] == {"bf16"}
     assert partners["adam_beta1"] == {"optim"}
-    assert partners["optim"] == {"adam_beta1", "adam_beta2", "adam_epsilon"}
+    assert partners["optim"] == {"adam_beta1", "adam_beta2", "adam_epsilon", "optim_target_modules"}
     steps = {"eval_strategy", "save_strategy", "eval_steps", "save_steps"}
     assert partners["load_best_model_at_end"] == {*steps, "save_only_model", "fsdp", "fsdp_config"}
     assert partners["learning_rate"] == set()
@@ -89,8 +89,8 @@ def test_what_is_not_available_is_marked() -> None:
         assert ("¹" in cells[0]) == (name in not_yet.OPTIONS)
         assert ("²" in cells[0]) == (name == "report_to")
     listed = PAGE.split("## Values that are not available yet")[1].split("## Older")[0]
-    assert "`lomo`" in listed
-    assert "`adafactor`" not in listed
+    assert "`report_to`" in listed
+    assert "`optim`" not in listed
 
 
 @pytest.mark.parametrize("name", sorted(spellings.OLDER_NAMES))

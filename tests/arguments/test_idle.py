@@ -23,6 +23,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "adam_beta1": ({"adam_beta1": 0.8}, {"optim": "sgd"}, {"optim": "adamw_torch"}),
     "adam_beta2": ({"adam_beta2": 0.99}, {"optim": "adafactor"}, {}),
     "adam_epsilon": ({"adam_epsilon": 1e-6}, {"optim": "rmsprop"}, {"optim": "adamw_torch_fused"}),
+    "optim_target_modules": ({"optim_target_modules": "all-linear"}, {}, {"optim": "galore_adamw"}),
     "num_train_epochs": ({"num_train_epochs": 2}, {"max_steps": 5}, {"max_steps": -1}),
     "activation_checkpointing_kwargs": (
         {"gradient_checkpointing_kwargs": {"use_reentrant": False}},
@@ -158,10 +159,16 @@ def test_the_lists_of_names_agree_with_what_is_built() -> None:
     model = rows.tiny_llama()
 
     def reads_adam(name: str) -> bool:
-        given = {"adam_beta1": 0.5, "adam_beta2": 0.6, "adam_epsilon": 0.7, **rows.row_of(name).options, "optim_args": None}
+        given = {
+            "adam_beta1": 0.5,
+            "adam_beta2": 0.6,
+            "adam_epsilon": 0.7,
+            **rows.row_of(name).options,
+            "optim_args": None,
+        }
         args = TrainingArguments("out", optim=name, **given)
         kwargs = optimizer_class_and_kwargs(args, model)[1]
-        return kwargs.get("eps") == 0.7 or (0.5, 0.6) == kwargs.get("betas", ())[:2]
+        return kwargs.get("eps") == 0.7 or kwargs.get("betas", ())[:2] == (0.5, 0.6)
 
     known = {name for name in rows.HERE if rows.is_installed(name)}
     with warnings.catch_warnings():

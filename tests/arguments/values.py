@@ -7,7 +7,6 @@ import typing
 from typing import Any
 
 from mainspring import Seq2SeqTrainingArguments
-from mainspring.arguments import not_yet
 from mainspring.arguments.docstring import default_of
 
 FIELDS = {field.name: field for field in dataclasses.fields(Seq2SeqTrainingArguments)}

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from mainspring import Trainer, TrainingArguments
-from mainspring.names import SCHEDULER_NAMES
 from mainspring.checkpoint import load_torch, load_weights, reseal
 from mainspring.checkpoint.pickles import refuse, scan_folder
 from mainspring.errors import CheckpointError
+from mainspring.names import SCHEDULER_NAMES
 from tests.checkpoint import payloads
 from tests.helpers import data, models
 

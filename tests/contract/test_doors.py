@@ -79,7 +79,7 @@ ABSENT: dict[str, set[str]] = {
         "set_rng_state_for_device",
     },
     "trainer_seq2seq": set(),
-    "optimization": {"GreedyLR", "StreamingAverage", "get_adafactor_schedule", "get_greedy_schedule"},
+    "optimization": set(),
     "hf_argparser": {"DataClass", "DataClassType", "make_choice_type_function", "string_to_bool"},
     "debug_utils": {"DebugUnderflowOverflow", "detect_overflow", "get_abs_min_max"},
     "data.data_collator": {"to_numpy"},

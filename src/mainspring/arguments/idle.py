@@ -63,8 +63,8 @@ def _no_adam(a: TrainingArguments) -> str | None:
 
 
 def _no_epsilon(a: TrainingArguments) -> str | None:
-    """Lion takes the sign of an update, and has nothing to divide by."""
-    return f"optim={str(a.optim)!r} has no denominator" if "lion" in str(a.optim) else None
+    """The optimizer does not read Adam's options, or is Lion, which has nothing to divide by."""
+    return f"optim={str(a.optim)!r} has no denominator" if "lion" in str(a.optim) else _no_adam(a)
 
 
 def _nothing_is_projected(a: TrainingArguments) -> str | None:
@@ -217,8 +217,8 @@ def _nobody_reads_texts(a: Any) -> str | None:
 
 IDLE: tuple[Idle, ...] = (
     Idle(("warmup_steps",), _no_warmup, "use 'constant_with_warmup' or another schedule, or leave it out"),
-    Idle(("adam_beta1", "adam_beta2", "adam_epsilon"), _no_adam, "give what the optimizer has in optim_args"),
-    Idle(("adam_epsilon",), _no_epsilon, "leave it out"),
+    Idle(("adam_beta1", "adam_beta2"), _no_adam, "give what the optimizer has in optim_args"),
+    Idle(("adam_epsilon",), _no_epsilon, "give what the optimizer has in optim_args"),
     Idle(("optim_target_modules",), _nothing_is_projected, "choose one of these, or leave it out"),
     Idle(("num_train_epochs",), _epochs_are_not_counted, "give one of the two"),
     Idle(

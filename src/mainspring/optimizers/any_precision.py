@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from mainspring.optimizers.request import OptimizerRequest, OptimizerSpec, read_options, truth
+from mainspring.optimizers.request import OptimizerRequest, OptimizerSpec, boolean, read_options
 
 
 def any_precision(request: OptimizerRequest) -> OptimizerSpec:
@@ -22,7 +22,7 @@ def any_precision(request: OptimizerRequest) -> OptimizerSpec:
     }
     given = read_options(
         request,
-        use_kahan_summation=truth,
+        use_kahan_summation=boolean,
         momentum_dtype=number_format,
         variance_dtype=number_format,
         compensation_buffer_dtype=number_format,

@@ -12,7 +12,7 @@ from typing import Any
 from bitsandbytes.optim import AdamW, AdEMAMix, GlobalOptimManager, Lion, RMSprop
 from torch import nn
 
-from mainspring.optimizers.request import OptimizerRequest, OptimizerSpec, read_options, truth
+from mainspring.optimizers.request import OptimizerRequest, OptimizerSpec, boolean, read_options
 
 _Builder = Callable[[OptimizerRequest], OptimizerSpec]
 
@@ -36,7 +36,7 @@ def _lion(bits: int, paged: bool) -> _Builder:
 
 def _rmsprop(bits: int) -> _Builder:
     def build(request: OptimizerRequest) -> OptimizerSpec:
-        options = read_options(request, alpha=float, eps=float, momentum=float, centered=truth, min_8bit_size=int)
+        options = read_options(request, alpha=float, eps=float, momentum=float, centered=boolean, min_8bit_size=int)
         return RMSprop, {"lr": request.learning_rate, "optim_bits": bits, **options}
 
     return build

@@ -6,12 +6,12 @@ from typing import Any
 
 from torchao.optim import AdamW4bit, AdamW8bit
 
-from mainspring.optimizers.request import OptimizerRequest, OptimizerSpec, read_options, truth
+from mainspring.optimizers.request import OptimizerRequest, OptimizerSpec, boolean, read_options
 
 
 def _adamw(cls: Any, request: OptimizerRequest) -> OptimizerSpec:
     options = {"block_size": 256, "bf16_stochastic_round": False}
-    return cls, {**request.adam, **options, **read_options(request, block_size=int, bf16_stochastic_round=truth)}
+    return cls, {**request.adam, **options, **read_options(request, block_size=int, bf16_stochastic_round=boolean)}
 
 
 def four_bits(request: OptimizerRequest) -> OptimizerSpec:

@@ -67,13 +67,13 @@ def parse_optim_args(text: str | None) -> dict[str, str]:
     return dict(part.split("=", 1) for part in parts_of(text or ""))
 
 
-def truth(text: str) -> bool:
+def boolean(text: str) -> bool:
     """Read a yes or no."""
     if text.lower() in ("1", "true", "t", "yes", "y", "on"):
         return True
     if text.lower() in ("0", "false", "f", "no", "n", "off"):
         return False
-    raise ValueError("not a truth value")
+    raise ValueError("not a boolean")
 
 
 def read_options(request: OptimizerRequest, **types: Callable[[str], Any]) -> dict[str, Any]:
@@ -96,6 +96,6 @@ def read_options(request: OptimizerRequest, **types: Callable[[str], Any]) -> di
         try:
             values[key] = types[key](text)
         except ValueError:
-            kind = types[key].__name__.strip("_")
+            kind = types[key].__name__.replace("_", " ")
             raise ValueError(f"optim_args: {key}={text!r} is not a {kind}; write one") from None
     return values

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from optimi import StableAdamW
 
-from mainspring.optimizers.request import OptimizerRequest, OptimizerSpec, read_options, truth
+from mainspring.optimizers.request import OptimizerRequest, OptimizerSpec, boolean, read_options
 
 
 def stable_adamw(request: OptimizerRequest) -> OptimizerSpec:
@@ -13,5 +13,5 @@ def stable_adamw(request: OptimizerRequest) -> OptimizerSpec:
     return StableAdamW, {
         **request.adam,
         **own,
-        **read_options(request, decouple_lr=truth, max_lr=float, kahan_sum=truth),
+        **read_options(request, decouple_lr=boolean, max_lr=float, kahan_sum=boolean),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mainspring.optimizers.request import OptimizerRequest, OptimizerSpec, read_options, truth
+from mainspring.optimizers.request import OptimizerRequest, OptimizerSpec, boolean, read_options
 
 
 def adamw(request: OptimizerRequest) -> OptimizerSpec:
@@ -29,7 +29,7 @@ def adafactor(request: OptimizerRequest) -> OptimizerSpec:
 
 def sgd(request: OptimizerRequest) -> OptimizerSpec:
     """`torch.optim.SGD`."""
-    options = read_options(request, momentum=float, dampening=float, weight_decay=float, nesterov=truth)
+    options = read_options(request, momentum=float, dampening=float, weight_decay=float, nesterov=boolean)
     return torch.optim.SGD, {"lr": request.learning_rate, **options}
 
 
@@ -41,5 +41,5 @@ def adagrad(request: OptimizerRequest) -> OptimizerSpec:
 
 def rmsprop(request: OptimizerRequest) -> OptimizerSpec:
     """`torch.optim.RMSprop`."""
-    options = read_options(request, momentum=float, alpha=float, eps=float, weight_decay=float, centered=truth)
+    options = read_options(request, momentum=float, alpha=float, eps=float, weight_decay=float, centered=boolean)
     return torch.optim.RMSprop, {"lr": request.learning_rate, **options}

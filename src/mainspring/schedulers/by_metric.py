@@ -110,6 +110,12 @@ class GreedyLR:
         ValueError: `factor` is not below 1, an unknown mode, or a number of bounds that is not that of the groups.
     """
 
+    best: float
+    num_good_epochs: int
+    num_bad_epochs: int
+    cooldown_counter: int
+    warmup_counter: int
+
     def __init__(
         self,
         optimizer: Optimizer,
@@ -246,11 +252,9 @@ class GreedyLR:
         self._forget()
 
     def _forget(self) -> None:
-        self.best: float = math.inf if self.mode == "min" else -math.inf
-        self.num_good_epochs: int = 0
-        self.num_bad_epochs: int = 0
-        self.cooldown_counter: int = 0
-        self.warmup_counter: int = 0
+        self.best = math.inf if self.mode == "min" else -math.inf
+        self.num_good_epochs = self.num_bad_epochs = 0
+        self.cooldown_counter = self.warmup_counter = 0
 
     def _rates(self) -> list[float]:
         return [group["lr"] for group in self.optimizer.param_groups]
