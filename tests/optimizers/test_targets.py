@@ -103,5 +103,7 @@ def test_frozen_layers_are_refused(tmp_path: Path) -> None:
 
 
 def test_layers_that_are_not_linear_are_told(model: nn.Module, caplog: pytest.LogCaptureFixture) -> None:
-    found = target_layers(model, ["embed_tokens", "lm_head"], "galore_adamw")
+    with caplog.at_level("WARNING", "mainspring"):
+        found = target_layers(model, ["embed_tokens", "lm_head"], "galore_adamw")
     assert list(found) == ["lm_head"]
+    assert "only linear layers are projected, not model.embed_tokens" in caplog.text

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 NO_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
 """Schedules that do not look at `warmup_steps`."""
 
+OWN_WARMUP = ("schedule_free_adamw", "schedule_free_sgd")
+"""Optimizers that warm up by themselves."""
+
 NO_ADAM = (
     "sgd",
     "adafactor",
@@ -54,7 +57,9 @@ class Idle:
 
 def _no_warmup(a: TrainingArguments) -> str | None:
     """The schedule has no warm-up."""
-    return f"the schedule {str(a.lr_scheduler_type)!r} has no warm-up" if a.lr_scheduler_type in NO_WARMUP else None
+    if str(a.optim) in OWN_WARMUP or a.lr_scheduler_type not in NO_WARMUP:
+        return None
+    return f"the schedule {str(a.lr_scheduler_type)!r} has no warm-up"
 
 
 def _no_adam(a: TrainingArguments) -> str | None:

@@ -45,27 +45,31 @@ class OptimizerInBackward(UpdatesInBackward):
         params: Parameters, or groups of them.
         optimizer: Class of the optimizers.
         **kwargs: Its keyword arguments.
-
-    Raises:
-        ValueError: The optimizer changes its groups as it goes, as some that count in them do.
     """
 
     def __init__(self, params: Iterable[Any], optimizer: Maker, **kwargs: Any) -> None:
         super().__init__(params, {})
         self._of: dict[Tensor, Optimizer] = {}
         self._group_of: dict[Tensor, dict[str, Any]] = {}
+        self._handed_on: dict[Tensor, dict[str, Any]] = {}  # what its own optimizer was last given of its group
         self._squares: Tensor | None = None  # of the gradients since `take_grad_norm`, summed up
         self._inside = False
         self._acted = False
         for group in self.param_groups:
-            given = {key: value for key, value in group.items() if key != "params"}
+            given = _without_parameters(group)
             for parameter in group["params"]:
                 if parameter.requires_grad:
                     self._take(parameter, group, keep_plain(optimizer([{**given, "params": [parameter]}], **kwargs)))
 
+        # What a group without trainable parameters has too, and what schedules read of the optimizer.
+        self.defaults = next((dict(one.defaults) for one in self._of.values()), {})
+        for group in self.param_groups:
+            group.update({key: value for key, value in self.defaults.items() if key not in group})
+
     def _take(self, parameter: Tensor, group: dict[str, Any], one: Optimizer) -> None:
         self._of[parameter], self._group_of[parameter] = one, group
         group.update({key: value for key, value in one.param_groups[0].items() if key not in group})
+        self._handed_on[parameter] = _without_parameters(group)
         parameter.register_post_accumulate_grad_hook(self._update)
 
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
@@ -84,7 +88,7 @@ class OptimizerInBackward(UpdatesInBackward):
         square = parameter.grad.float().square().sum()
         self._squares = square if self._squares is None else self._squares + square.to(self._squares.device)
         one = self._of[parameter]
-        one.param_groups[0].update({key: value for key, value in self._group_of[parameter].items() if key != "params"})
+        self._hand_on(parameter)
         one.step()
         parameter.grad = None
 
@@ -106,6 +110,18 @@ class OptimizerInBackward(UpdatesInBackward):
         square, self._squares = self._squares, None
         return torch.zeros(()) if square is None else square.sqrt()
 
+    def _hand_on(self, parameter: Tensor) -> None:
+        """Give a parameter's own optimizer what a schedule or the user has set since; what it counts there stays."""
+        changed = self._changed(parameter)
+        self._of[parameter].param_groups[0].update(changed)
+        self._handed_on[parameter].update(changed)
+
+    def _changed(self, parameter: Tensor) -> dict[str, Any]:
+        known = self._handed_on[parameter]
+        hyper = _without_parameters(self._group_of[parameter])
+        # A tensor is set in place, so that it does not show whether it was.
+        return {key: value for key, value in hyper.items() if isinstance(value, Tensor) or known.get(key) != value}
+
     def state_dict(self) -> dict[str, Any]:
         """State and groups, as the ordinary optimizer would say them."""
         groups: list[dict[str, Any]] = []
@@ -113,12 +129,20 @@ class OptimizerInBackward(UpdatesInBackward):
         number = 0
         for group in self.param_groups:
             numbers = list(range(number, number + len(group["params"])))
-            groups.append({**{key: value for key, value in group.items() if key != "params"}, "params": numbers})
+            groups.append({**self._hyper(group), "params": numbers})
             for index, parameter in zip(numbers, group["params"], strict=True):
                 if parameter in self._of and (own := self._of[parameter].state_dict()["state"]):
                     states[index] = own[0]
             number += len(numbers)
         return {"state": states, "param_groups": groups}
+
+    def _hyper(self, group: dict[str, Any]) -> dict[str, Any]:
+        """All of a group but its parameters, and what their optimizers count in theirs."""
+        first = next((parameter for parameter in group["params"] if parameter in self._of), None)
+        if first is None:
+            return _without_parameters(group)
+        (own,) = self._of[first].state_dict()["param_groups"]
+        return {**_without_parameters(own), **self._changed(first)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what this optimizer or the ordinary one saved.
@@ -131,16 +155,21 @@ class OptimizerInBackward(UpdatesInBackward):
         if sizes != own:
             raise ValueError(f"the saved optimizer has groups of {sizes} parameters, and this one of {own}")
         for group, saved in zip(self.param_groups, groups, strict=True):
-            hyper = {key: value for key, value in saved.items() if key != "params"}
-            group.update(hyper)
+            hyper = _without_parameters(saved)
+            group.update({key: value for key, value in hyper.items() if key in group or key == "initial_lr"})
             for index, parameter in zip(saved["params"], group["params"], strict=True):
                 if parameter in self._of:
                     state = {0: state_dict["state"][index]} if index in state_dict["state"] else {}
                     self._of[parameter].load_state_dict({"state": state, "param_groups": [{**hyper, "params": [0]}]})
+                    self._handed_on[parameter] = _without_parameters(group)
 
     def optimizers(self) -> Iterator[Optimizer]:
         """Those of the parameters, in order."""
         return iter(self._of.values())
+
+
+def _without_parameters(group: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in group.items() if key != "params"}
 
 
 def into_backward(cls: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
