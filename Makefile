@@ -47,6 +47,7 @@ format: $(VENV)/.dev
 bench: $(VENV)/.benchmarks
 	$(BIN)/python benchmarks/arguments.py
 	$(BIN)/python benchmarks/checkpoint.py
+	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/evaluation.py
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/data_stream.py

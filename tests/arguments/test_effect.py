@@ -65,6 +65,7 @@ VALUES: dict[str, Any] = {
     "include_num_input_tokens_seen": "all",
     "length_column_name": "unused",
     "logging_strategy": "epoch",
+    "lr_groups": {"head": {"lr": 0.01}},
     "lr_scheduler_kwargs": {"num_cycles": 2},
     "max_grad_norm": 1e-3,
     "max_time": 1e-6,
@@ -74,6 +75,7 @@ VALUES: dict[str, Any] = {
     "pack_length": 40,
     "past_index": 1,
     "optim_args": "momentum=0.9",
+    "optim_target_modules": ["hidden"],
     "resume_from_checkpoint": "auto",
     "restore_callback_states_from_checkpoint": False,
     "resume_log_window": False,
@@ -119,6 +121,8 @@ BESIDE: dict[str, dict[str, Any]] = {
     "max_tokens_per_batch": {"train_sampling_strategy": "token_budget", "per_device_train_batch_size": None},
     "metric_for_best_model": EVALUATED,
     "optim_args": {"optim": "sgd"},
+    "optimizer_in_backward": {"max_grad_norm": 1e-3},
+    "optim_target_modules": {"optim": "galore_adamw"},
     "pack_length": {"pack_sequences": True},
     "restore_callback_states_from_checkpoint": RESUMED,
     "resume_log_window": RESUMED,
@@ -129,7 +133,7 @@ BESIDE: dict[str, dict[str, Any]] = {
 }
 """Options that some need beside them to act; a run without the option has them too. None leaves one of `BASE` out."""
 
-INSTEAD: dict[str, Any] = {"max_tokens_per_batch": 4}
+INSTEAD: dict[str, Any] = {"max_tokens_per_batch": 4, "optim_target_modules": "all-linear"}
 """The value that an option is compared with, where beside the others it cannot be left out."""
 
 SITUATIONS: dict[str, dict[str, Any]] = {

@@ -85,6 +85,7 @@ CANDIDATES = (
     ["loss"],
     ["text"],
     {"key": 1},
+    {"key": {"lr": 1}},
     {"non_blocking": True},
     {"version": 1},
     {"tp_size": 2},

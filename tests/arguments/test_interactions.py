@@ -26,6 +26,7 @@ STATES: list[dict[str, Any]] = [
     {"save_strategy": "best"},
     {"fp16": True, "fp16_full_eval": True},
     {"lr_scheduler_type": "reduce_lr_on_plateau"},
+    {"optim": "galore_adamw"},
     {"dataloader_prefetch_factor": 2, "dataloader_multiprocessing_context": "spawn"},
     {"dataloader_persistent_workers": True},
     {"num_train_epochs": -1},

@@ -97,6 +97,10 @@ RULE_CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"lr_scheduler_type": "reduce_lr_on_plateau"},
         {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "epoch"},
     ),
+    "low_rank_needs_targets": (
+        {"optim": "galore_adamw", "optim_target_modules": None},
+        {"optim": "galore_adamw", "optim_target_modules": "all-linear"},
+    ),
     "prefetching_needs_workers": (
         {"dataloader_prefetch_factor": 2},
         {"dataloader_prefetch_factor": 2, "dataloader_num_workers": 1},

@@ -270,7 +270,7 @@ def test_an_interval_of_nothing_is_refused(name: str) -> None:
     [
         ("set_training", {"learning_rate": -1, "seed": "x"}, OptionError, {"learning_rate", "seed"}),
         ("set_save", {"strategy": "sometimes"}, OptionError, {"save_strategy"}),
-        ("set_optimizer", {"name": "lomo"}, NotAvailableError, {"optim"}),
+        ("set_optimizer", {"name": "lomu"}, OptionError, {"optim"}),
         ("set_push_to_hub", {"model_id": "me/model"}, NotAvailableError, {"push_to_hub", "hub_model_id"}),
         ("set_logging", {"report_to": "wandb"}, NotAvailableError, {"report_to"}),
     ],

@@ -38,6 +38,7 @@ OTHER_VALUES: dict[str, Any] = {
     "optim_args": "momentum=0.9,nesterov=true",
     "past_index": 2,
     "optim_target_modules": "all-linear",
+    "lr_groups": {"^head": {"lr": 0.1, "weight_decay": 0}},
     "report_to": "tensorboard",
     "save_steps": 0.5,
     "warmup_steps": 0.03,

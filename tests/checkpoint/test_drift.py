@@ -58,6 +58,19 @@ def test_another_optimizer_is_refused(name: str, inside_epoch: bool) -> None:
     assert "it is 'a' in the checkpoint, whose optimizer state does not fit" in str(problem)
 
 
+def test_an_optimizer_may_go_on_inside_the_backward_pass() -> None:
+    found = drift({"optim": "galore_adamw"}, {"optim": "galore_adamw_layerwise"}, inside_epoch=True)
+    assert (names(found.safe), found.refused) == (["optim"], [])
+
+
+def test_groups_of_parameters_keep_what_the_checkpoint_gives_them_and_their_number() -> None:
+    saved = {"lr_groups": {"head": {"lr": 0.1}}}
+    kept = drift(saved, {"lr_groups": {"head": {"lr": 0.2}}}, inside_epoch=True)
+    assert (names(kept.kept), kept.refused) == (["lr_groups"], [])
+    for other in (None, {"body": {"lr": 0.1}}, {"head": {"lr": 0.1}, "body": {"lr": 0.1}}):
+        assert drift(saved, {"lr_groups": other}, inside_epoch=False).refused
+
+
 @pytest.mark.parametrize("name", sorted(IRRELEVANT))
 def test_what_every_start_sets_anew_is_no_change(name: str) -> None:
     assert drift({name: 1}, {name: 2}, inside_epoch=True).warnings() == []

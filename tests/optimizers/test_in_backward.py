@@ -65,6 +65,17 @@ def test_it_gives_the_same_weights_and_norms_and_either_goes_on_from_the_other(t
     assert same(weights(inside), weights(back))
 
 
+def test_a_layerwise_one_goes_on_from_the_plain_one_and_back(tmp_path: Path) -> None:
+    skip_unless_here("galore_adamw")
+    plain = trained(tmp_path / "plain", "galore_adamw")
+    inside = trained(tmp_path / "inside", "galore_adamw_layerwise")
+    assert same(weights(plain), weights(inside))
+    into = trained(tmp_path / "a", "galore_adamw_layerwise", tmp_path / "plain" / "checkpoint-3")
+    back = trained(tmp_path / "b", "galore_adamw", tmp_path / "inside" / "checkpoint-3")
+    assert same(weights(plain), weights(into))
+    assert same(weights(plain), weights(back))
+
+
 def test_every_optimizer_of_one_parameter_is_tried() -> None:
     assert len(ONE_BY_ONE) == 29
 

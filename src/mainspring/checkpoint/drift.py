@@ -101,7 +101,14 @@ def drift(
     found = Drift(versions=_changes(*versions))
     for change in _changes(saved, now):
         name = change.name
-        if name in RESCALED:
+        if name == "optim" and _without_way(change.saved) == _without_way(change.now):
+            found.safe.append(change)
+        elif name == "lr_groups":
+            if list(change.saved or ()) == list(change.now or ()):  # their order is that of the groups
+                found.kept.append(change)
+            else:
+                found.refused.append(_other_optimizer(change))
+        elif name in RESCALED:
             found.rescaled.append(change)
         elif name in KEPT:
             found.kept.append(change)
@@ -117,6 +124,11 @@ def drift(
 def _changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
     names = sorted(saved.keys() & now.keys() - IRRELEVANT)
     return [Change(name, saved[name], now[name]) for name in names if saved[name] != now[name]]
+
+
+def _without_way(optim: object) -> str:
+    """An optimizer's name without the word for its way of acting: inside the backward pass its states are the same."""
+    return str(optim).removesuffix("_layerwise")
 
 
 def _listed(changes: list[Change]) -> str:
