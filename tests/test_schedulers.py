@@ -374,3 +374,23 @@ def test_greedy_tells_of_its_changes_when_asked(capsys: pytest.CaptureFixture[st
     scheduler = get_scheduler("greedy", optimizer(0.1), scheduler_specific_kwargs={"patience": 0, "verbose": True})
     scheduler.step(1.0)
     assert capsys.readouterr().out == "step 1: learning rate of group 0 from 1.0000e-01 to 1.0526e-01\n"
+
+
+def test_greedy_sets_a_rate_that_is_a_tensor_in_place() -> None:
+    rate = torch.tensor(0.1, dtype=torch.float64)
+    used = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=rate)
+    scheduler = get_scheduler("greedy", used, scheduler_specific_kwargs={"patience": 0, "factor": 0.5})
+    scheduler.step(1.0)
+    assert used.param_groups[0]["lr"] is rate
+    assert rate.item() == 0.2
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("polynomial", {"lr_end": 0.1}), ("cosine_with_min_lr", {"min_lr": 0.1})]
+)
+def test_several_optimizers_as_one_may_have_no_default_rate(name: str, options: dict[str, Any]) -> None:
+    used = optimizer(LR)
+    used.defaults.clear()
+    scheduler = get_scheduler(name, used, W, T, options)
+    assert isinstance(scheduler, LambdaLR)
+    assert scheduler.lr_lambdas[0](T) == pytest.approx(0.2)

@@ -944,7 +944,7 @@ class Trainer(OlderNames):
 
     def get_learning_rates(self) -> list[float]:
         """The learning rate of each parameter group."""
-        return [group["lr"] for group in self._existing_optimizer().param_groups]
+        return [float(group["lr"]) for group in self._existing_optimizer().param_groups]
 
     def get_num_trainable_parameters(self) -> int:
         """Number of parameters that require a gradient."""

@@ -61,7 +61,8 @@ def test_it_says_which_options_bear_on_each_other() -> None:
     partners = {name: set(cells[5].split("`")[1::2]) for name, cells in rows().items()}
     assert partners["fp16"] == {"bf16"}
     assert partners["adam_beta1"] == {"optim"}
-    assert partners["optim"] == {"adam_beta1", "adam_beta2", "adam_epsilon", "optim_target_modules"}
+    of_adam, of_warmup = {"adam_beta1", "adam_beta2", "adam_epsilon"}, {"warmup_steps", "lr_scheduler_type"}
+    assert partners["optim"] == {*of_adam, *of_warmup, "optim_target_modules"}
     steps = {"eval_strategy", "save_strategy", "eval_steps", "save_steps"}
     assert partners["load_best_model_at_end"] == {*steps, "save_only_model", "fsdp", "fsdp_config"}
     assert partners["learning_rate"] == set()

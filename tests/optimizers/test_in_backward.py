@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from mainspring import TrainingArguments
 from mainspring.engines.data_parallel import DataParallel
 from mainspring.errors import OptionError
 from mainspring.optimizers import OptimizerInBackward, UpdatesInBackward
@@ -154,6 +155,23 @@ def test_embeddings_keep_32_bits_whichever_way_8_bit_optimizers_act(tmp_path: Pa
         projection = model.model.layers[0].mlp.up_proj.weight
         stepped = trainer.optimizer if not inside else trainer.optimizer._of[projection]
         assert stepped.state[projection]["state1"].dtype == torch.uint8
+
+
+def test_what_was_said_for_the_embeddings_of_one_model_is_not_said_for_the_next() -> None:
+    skip_unless_here("adamw_8bit")
+    from mainspring.optimizers import build_optimizer, optimizer_class_and_kwargs
+
+    args = TrainingArguments("out", optim="adamw_8bit")
+    formats = []
+    for layer in (nn.Embedding(64, 128), nn.Linear(128, 64, bias=False)):
+        weight: Any = layer.weight
+        optimizer = build_optimizer(
+            *optimizer_class_and_kwargs(args, layer), nn.Sequential(layer), [{"params": [weight]}]
+        )
+        weight.grad = torch.ones_like(weight)
+        optimizer.step()
+        formats.append(optimizer.state[weight]["state1"].dtype)
+    assert formats == [torch.float32, torch.uint8]
 
 
 def test_it_refuses_a_state_of_other_groups() -> None:

@@ -80,6 +80,8 @@ class _InBackward(UpdatesInBackward):
 
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
         """Backpropagate `loss`, a scalar, and update every parameter that it reaches."""
+        if kwargs:
+            raise TypeError(f"lomo-optim's backward pass takes no keywords, and was given {', '.join(kwargs)}")
         self._inside = self._acted = True
         try:
             if self.clip_grad_norm:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
@@ -195,7 +196,7 @@ class GreedyLR:
             self._streaming_avg = self._streaming_avg or StreamingAverage(self.window_size)
             self._streaming_avg.load_state_dict(average)
         for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
-            group["lr"] = rate
+            _set_rate(group, rate)
 
     def _wait(self) -> None:
         """One of the values after a change, which is not judged."""
@@ -241,11 +242,11 @@ class GreedyLR:
             print(  # noqa: T201
                 f"step {self.last_epoch}: learning rate of group {index} from {group['lr']:.4e} to {rate:.4e}"
             )
-        group["lr"] = rate
+        _set_rate(group, rate)
 
     def _begin_anew(self) -> None:
         for group, rate in zip(self.optimizer.param_groups, self._init_lrs, strict=True):
-            group["lr"] = rate
+            _set_rate(group, rate)
         self.reset_start = self.reset_start_original
         if self._streaming_avg is not None:
             self._streaming_avg = StreamingAverage(self.window_size)
@@ -257,7 +258,7 @@ class GreedyLR:
         self.cooldown_counter = self.warmup_counter = 0
 
     def _rates(self) -> list[float]:
-        return [group["lr"] for group in self.optimizer.param_groups]
+        return [float(group["lr"]) for group in self.optimizer.param_groups]
 
     def _per_group(self, name: str, bound: float | Sequence[float]) -> list[float]:
         count = len(self.optimizer.param_groups)
@@ -268,6 +269,13 @@ class GreedyLR:
                 f"{name}={bound!r} has {len(bound)} values, and the optimizer {count} groups; give one each"
             )
         return list(bound)
+
+
+def _set_rate(group: dict[str, Any], rate: float) -> None:
+    if isinstance(group["lr"], Tensor):  # compiled updates read it where it lies
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
 
 
 def _one_of(option: str, value: str, known: tuple[str, ...]) -> None:

@@ -26,6 +26,12 @@ def _progress(t: int, warmup: int, total: int) -> float:
     return (t - warmup) / max(1, total - warmup)
 
 
+def _peak(optimizer: Optimizer) -> float:
+    """The learning rate that the optimizer was given; that of its first group where several were put together as one."""
+    group = optimizer.param_groups[0]
+    return float(optimizer.defaults.get("lr", group.get("initial_lr", group["lr"])))
+
+
 def _raised(factor: float, floor: float) -> float:
     """A factor in [0, 1], rescaled to [floor, 1]."""
     return factor * (1 - floor) + floor
@@ -101,7 +107,7 @@ def get_polynomial_decay_schedule_with_warmup(
     Raises:
         ValueError: `lr_end` is not below the learning rate.
     """
-    lr = optimizer.defaults["lr"]
+    lr = _peak(optimizer)
     if not lr > lr_end:
         raise ValueError(
             f"lr_scheduler_kwargs: lr_end={lr_end} is not below learning_rate={lr}; choose a smaller lr_end"
@@ -179,8 +185,7 @@ def _floor(optimizer: Optimizer, min_lr: float | None, min_lr_rate: float | None
     if min_lr_rate is not None:
         return min_lr_rate
     assert min_lr is not None
-    floor: float = min_lr / optimizer.defaults["lr"]
-    return floor
+    return min_lr / _peak(optimizer)
 
 
 def get_cosine_with_min_lr_schedule_with_warmup(
