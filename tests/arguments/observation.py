@@ -304,3 +304,16 @@ def folder_of_run(args: Any) -> list[Path]:
     """The folders named `run` that a trainer makes."""
     make_trainer(args)
     return [path for path in Path(args.output_dir).parent.iterdir() if path.name == "run"]
+
+
+def gradients_at_once(args: Any) -> int:
+    """The most gradients that are there together in a training."""
+    model, alive = Net(), []
+
+    def count(_: Any) -> None:
+        alive.append(sum(parameter.grad is not None for parameter in model.parameters()))
+
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(count)
+    Trainer(model, args, train_dataset=_points(8, 0, {})).train()
+    return max(alive)

@@ -161,7 +161,6 @@ class OptimizerInBackward(UpdatesInBackward):
                 if parameter in self._of:
                     state = {0: state_dict["state"][index]} if index in state_dict["state"] else {}
                     self._of[parameter].load_state_dict({"state": state, "param_groups": [{**hyper, "params": [0]}]})
-                    self._handed_on[parameter] = _without_parameters(group)
 
     def optimizers(self) -> Iterator[Optimizer]:
         """Those of the parameters, in order."""
