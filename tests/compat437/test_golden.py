@@ -42,6 +42,8 @@ ELSEWHERE = {
     "metric_once": "shows in who is called, not in numbers: see tests/distributed/test_uneven_data.py",
     "first_buffers": "the scenarios' models have no buffers that training changes: see tests/distributed/test_ddp_options.py",
     "exact_generation": "nothing is generated: see tests/parity/test_seq2seq.py",
+    "complete_optimizers": "is of optimizers that this version did not have: see tests/optimizers",
+    "evaluation_weights": "is of optimizers that this version did not have: see tests/optimizers",
     "grouped_evaluations": "is the newest reference's alone: see tests/parity",
     "sortish_groups": "likewise of Seq2SeqTrainer: see tests/test_sampling_strategies.py",
     "log_saves": "logs of times are left out of the comparison: see tests/test_saving.py",

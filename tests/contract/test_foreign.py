@@ -358,8 +358,10 @@ def test_all_that_foreign_arguments_ask_in_vain_comes_in_one_error(tmp_path: Pat
     from mainspring.errors import NotAvailableError
 
     with pytest.raises(NotAvailableError) as error:
-        check_foreign(_foreign_arguments(tmp_path, optim="lomo", neftune_noise_alpha=5.0, report_to=["tensorboard"]))
-    assert {p.option for p in error.value.problems} == {"optim", "neftune_noise_alpha", "report_to"}
+        check_foreign(
+            _foreign_arguments(tmp_path, skip_memory_metrics=False, neftune_noise_alpha=5.0, report_to=["tensorboard"])
+        )
+    assert {p.option for p in error.value.problems} == {"skip_memory_metrics", "neftune_noise_alpha", "report_to"}
 
 
 @dataclasses.dataclass
