@@ -59,6 +59,8 @@ def _inside(model: nn.Module) -> nn.Module | None:
         model, "torch.distributed.fsdp", "FullyShardedDataParallel"
     ):
         inner = model.module
+    elif _is_a(model, "deepspeed.runtime.engine", "DeepSpeedEngine"):
+        inner = model.module
     else:
         return None
     assert isinstance(inner, nn.Module)

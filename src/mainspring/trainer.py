@@ -310,8 +310,8 @@ class Trainer(OlderNames):
         self.hp_name: Callable[..., str] | None = None
         self.hp_search_backend: Any = None
         self.hub_model_id: str | None = None
-        self.deepspeed: Any = None
-        self.is_deepspeed_enabled = False
+        self.deepspeed: Any = None  # DeepSpeed's engine, in training
+        self.is_deepspeed_enabled = self._engine.joins_optimizer
         self.is_fsdp_enabled = self._engine.is_fsdp
         self.neftune_noise_alpha = self.args.neftune_noise_alpha
         self.current_flos: float = 0.0
@@ -540,6 +540,7 @@ class Trainer(OlderNames):
         return {**arguments, **kwargs}
 
     def _engine_options(self) -> EngineOptions:
+        from mainspring.arguments.deepspeed import deepspeed_settings
         from mainspring.arguments.fsdp_config import fsdp_settings
         from mainspring.arguments.parallel_sizes import parallel_sizes
         from mainspring.engines.base import EngineOptions, WrapOptions
@@ -559,7 +560,7 @@ class Trainer(OlderNames):
             ddp=ddp,
             fsdp=fsdp_settings(args),
             parallelism=agreed_sizes(parallel_sizes(args), self.model),
-            deepspeed=bool(args.deepspeed),
+            deepspeed=deepspeed_settings(args),
             devices=1 if len(models.devices_of_map(self.model)) > 1 else max(1, args.n_gpu),
             compiles=bool(args.torch_compile),
             packs=self._packs.wanted,
@@ -893,7 +894,7 @@ class Trainer(OlderNames):
                 chosen = into_backward(*chosen)
             names = self.get_decay_parameter_names(model)
             groups = parameter_groups(model, names, self.args.weight_decay, self._optimizing.groups)
-            self.optimizer = build_optimizer(*chosen, model, groups)
+            self.optimizer = self._engine.own_optimizer(groups) or build_optimizer(*chosen, model, groups)
         return self.optimizer  # type: ignore[no-any-return]
 
     def _optimizer_choice(self, model: nn.Module) -> tuple[Any, dict[str, Any]]:
@@ -1457,6 +1458,8 @@ class Trainer(OlderNames):
 
     def _wrap_and_optimize(self, max_steps: int, checkpoint: str | None) -> nn.Module:
         """The wrapped model, with an optimizer of the parameters that will be trained."""
+        if self._engine.joins_optimizer:
+            return self._join(max_steps, checkpoint)
         if not self._engine.replaces_parameters:
             self._create_optimizer_seam(max_steps)
             return self._wrap_model(self.model)
@@ -1465,6 +1468,18 @@ class Trainer(OlderNames):
             self._load_from_checkpoint(checkpoint)
         self._create_optimizer_seam(max_steps)
         return model
+
+    def _join(self, max_steps: int, checkpoint: str | None) -> nn.Module:
+        """Model, optimizer and schedule, where the engine sets them up together."""
+        self._create_optimizer_seam(max_steps)
+        self.create_scheduler(num_training_steps=max_steps)
+        steps = max_steps, self.args.get_warmup_steps(max_steps)
+        joined = self._engine.join(self.model, self.optimizer, self.lr_scheduler, steps)
+        model, self.optimizer, self.lr_scheduler = joined
+        self.model_wrapped = self.deepspeed = model
+        if checkpoint is not None:
+            self._load_from_checkpoint(checkpoint)
+        return model  # type: ignore[no-any-return]
 
     def _create_optimizer_seam(self, max_steps: int) -> None:
         """The older generation's seam creates both at once; the newer one only the optimizer at this point."""

@@ -26,7 +26,6 @@ OPTIONS: frozenset[str] = frozenset(
         "hub_strategy",
         "hub_always_push",
         "hub_revision",
-        "deepspeed",
     }
 )
 """Options of which every value but the default is refused."""

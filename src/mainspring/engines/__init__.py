@@ -20,6 +20,7 @@ ENGINES = Registry(
         "single": "mainspring.engines.base:SingleProcess",
         "data_parallel": "mainspring.engines.data_parallel:DataParallel",
         "ddp": "mainspring.engines.ddp:DDP",
+        "deepspeed": "mainspring.engines.deepspeed:DeepSpeed",
         "parallel": "mainspring.engines.parallel:build",
         "fsdp": "mainspring.engines.fsdp:build",
         "sagemaker": "mainspring.engines.sagemaker:SageMaker",

@@ -19,6 +19,7 @@ from mainspring.optimizers.in_backward import UpdatesInBackward
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
+    from mainspring.arguments.deepspeed import DeepSpeedSettings
     from mainspring.arguments.fsdp_config import FSDPConfig
     from mainspring.arguments.parallel_sizes import ParallelSizes
     from mainspring.checkpoint.together import Channel
@@ -67,7 +68,7 @@ class EngineOptions:
         ddp: How data parallel processes wrap the model.
         fsdp: How the model is sharded over the processes; None: it is not.
         parallelism: Into how many parts the processes divide data, layers and sequences; None: only data.
-        deepspeed: Whether DeepSpeed is asked for.
+        deepspeed: The configuration of DeepSpeed; None: it was not asked for.
         devices: Accelerators that this process drives; more than one share each batch.
         compiles: Whether the model is compiled.
         packs: Whether rows hold several samples.
@@ -77,7 +78,7 @@ class EngineOptions:
     ddp: WrapOptions = field(default_factory=WrapOptions)
     fsdp: FSDPConfig | None = None
     parallelism: ParallelSizes | None = None
-    deepspeed: bool = False
+    deepspeed: DeepSpeedSettings | None = None
     devices: int = 1
     compiles: bool = False
     packs: bool = False
@@ -93,6 +94,8 @@ class SingleProcess:
         is_fsdp2: Whether that is its second version, which users read as `accelerator.is_fsdp2`.
         replaces_parameters: Whether `prepare` puts other parameters into the model: its optimizer is made, and the weights
             of a checkpoint are read, after it.
+        joins_optimizer: Whether model, optimizer and schedule are set up together, by `join`, rather than by `prepare` and
+            `prepare_optimizer`.
         saves_shards: Whether checkpoints hold the weights in pieces, by `save_shards`, rather than whole.
         data_rank: Which share of the data this process reads, 0 here. Processes that hold parts of one model share one.
         data_world_size: Into how many shares the data is divided, 1 here.
@@ -109,6 +112,7 @@ class SingleProcess:
     is_fsdp: ClassVar[bool] = False
     is_fsdp2: ClassVar[bool] = False
     replaces_parameters: ClassVar[bool] = False
+    joins_optimizer: ClassVar[bool] = False
 
     def __init__(self, accelerator: MainspringAccelerator, options: EngineOptions) -> None:
         self.accelerator = accelerator
@@ -163,6 +167,16 @@ class SingleProcess:
     def prepare(self, model: nn.Module) -> nn.Module:
         """Prepare `model` for training; what comes back is what `trainer.model_wrapped` is."""
         return self.place(model)
+
+    def join(
+        self, model: nn.Module, optimizer: Optimizer, schedule: Any, steps: tuple[int, int]
+    ) -> tuple[Any, Any, Any]:
+        """Set up model, optimizer and schedule together; only where `joins_optimizer`."""
+        raise NotImplementedError
+
+    def own_optimizer(self, groups: list[dict[str, Any]]) -> Optimizer | None:
+        """The optimizer of these groups that the engine brings, or what stands for it until `join`; None: it brings none."""
+        return None
 
     def check_model(self, model: nn.Module) -> None:
         """Refuse, before any work, a model that this engine cannot run as the options say."""

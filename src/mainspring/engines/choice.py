@@ -73,6 +73,7 @@ _DDPS = ("ddp", "sagemaker")
 
 LADDER: tuple[tuple[str, Callable[[Asked], bool]], ...] = (
     ("xla", lambda asked: asked.xla),
+    ("deepspeed", lambda asked: asked.options.deepspeed is not None),
     ("sagemaker", lambda asked: sagemaker.asks_for_data_parallel(asked.environment)),
     ("parallel", lambda asked: bool(asked.split)),
     ("fsdp", lambda asked: asked.options.fsdp is not None),
@@ -120,23 +121,18 @@ def fsdp_needs_a_launcher(asked: Asked) -> Problem | None:
 
 def fsdp_or_deepspeed(asked: Asked) -> Problem | None:
     """Both divide the model's state, each in its own way."""
-    if asked.options.fsdp is not None and (asked.options.deepspeed or asked.says("ACCELERATE_USE_DEEPSPEED")):
+    if asked.options.fsdp is not None and (
+        asked.options.deepspeed is not None or asked.says("ACCELERATE_USE_DEEPSPEED")
+    ):
         return Problem("fsdp", True, "DeepSpeed is asked for too, and both divide the model", "choose one of the two")
     return None
-
-
-def deepspeed_has_no_engine(asked: Asked) -> Problem | None:
-    """Without one, plain data parallelism would train in its place."""
-    if not asked.options.deepspeed:
-        return None
-    return Problem("deepspeed", True, "this version has no engine for it", "leave it out; fsdp=True shards a model too")
 
 
 def a_launcher_is_heeded(asked: Asked) -> Problem | None:
     """What a launcher's configuration asks for is what trains, or nothing does."""
     for variable, option, wanted in (
         ("ACCELERATE_USE_FSDP", "fsdp", asked.options.fsdp is not None),
-        ("ACCELERATE_USE_DEEPSPEED", "deepspeed", asked.options.deepspeed),
+        ("ACCELERATE_USE_DEEPSPEED", "deepspeed", asked.options.deepspeed is not None),
         ("ACCELERATE_USE_PARALLELISM_CONFIG", "parallelism_config", asked.options.parallelism is not None),
         ("ACCELERATE_USE_MEGATRON_LM", "Megatron-LM", False),
     ):
@@ -244,7 +240,6 @@ _ONE_GPU = "start with torchrun, one process for each GPU, or set CUDA_VISIBLE_D
 RULES: tuple[Callable[[Asked], Problem | None], ...] = (
     fsdp_needs_a_launcher,
     fsdp_or_deepspeed,
-    deepspeed_has_no_engine,
     a_launcher_is_heeded,
     sizes_make_the_world,
     shards_need_fsdp,
@@ -291,7 +286,7 @@ def check_subjects(engine: SingleProcess, model: nn.Module, *, given_optimizer: 
         ValueError: A model on several devices of its own, where the engine wants one on each. A model in pieces, where it
             wants a whole one. A model that nobody can train, for its weights are quantized.
     """
-    if given_optimizer and engine.replaces_parameters:
+    if given_optimizer and engine.replaces_parameters and not engine.joins_optimizer:
         raise RuntimeError(
             f"optimizers=(optimizer, ...) cannot be combined with the engine {engine.kind!r}, which replaces the parameters "
             "that the optimizer was made for: leave it out, and set optim or pass optimizer_cls_and_kwargs"
