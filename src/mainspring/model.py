@@ -41,7 +41,7 @@ def _named(module: str, *names: str) -> tuple[type, ...]:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The module inside `torch.compile`, `DistributedDataParallel`, `DataParallel` and FSDP, in whatever order they nest.
+    """The module inside `torch.compile`, `DistributedDataParallel`, `DataParallel`, FSDP and DeepSpeed, however they nest.
 
     A PEFT model is kept: it is the model being trained, not a wrapper of the hardware.
     """
@@ -55,11 +55,11 @@ def unwrap(model: nn.Module) -> nn.Module:
 def _inside(model: nn.Module) -> nn.Module | None:
     if _is_a(model, "torch._dynamo.eval_frame", "OptimizedModule"):
         inner = model._orig_mod
-    elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)) or _is_a(
-        model, "torch.distributed.fsdp", "FullyShardedDataParallel"
+    elif (
+        isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel))
+        or _is_a(model, "torch.distributed.fsdp", "FullyShardedDataParallel")
+        or _is_a(model, "deepspeed.runtime.engine", "DeepSpeedEngine")
     ):
-        inner = model.module
-    elif _is_a(model, "deepspeed.runtime.engine", "DeepSpeedEngine"):
         inner = model.module
     else:
         return None

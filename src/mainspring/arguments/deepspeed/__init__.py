@@ -2,7 +2,9 @@
 
 | module | question it answers |
 |---|---|
-| `settings` | what does a run know of its DeepSpeed configuration? |
+| `reading` | what does the file or mapping say? |
+| `filling` | which settings do the options fill in, and where must both agree? |
+| `settings` | what does a run know of its configuration? |
 """
 
 from __future__ import annotations
