@@ -113,7 +113,11 @@ class DeepSpeed(Processes):
         return self.grad_norm(parameters)
 
     def grad_norm(self, parameters: Iterable[Tensor]) -> Tensor:
-        """A number that the coming step fills in: only DeepSpeed has all pieces of the gradients."""
+        """The norm of gradients that lie here whole; else a number that the coming step fills in, as only DeepSpeed has
+        all pieces of them.
+        """
+        if not hasattr(self.deepspeed.optimizer, "_global_grad_norm"):
+            return super().grad_norm(parameters)
         if self._norm is None:
             self._norm = torch.full((), float("nan"), device=self.device)
         return self._norm
