@@ -150,6 +150,14 @@ class OlderNames:
         """Not available yet."""
         raise _later("hyperparameter_search")
 
-    def propagate_args_to_deepspeed(self, auto_find_batch_size: bool = False) -> None:
-        """Not available yet."""
-        raise _later("propagate_args_to_deepspeed")
+    def propagate_args_to_deepspeed(self: Any, auto_find_batch_size: bool = False) -> None:
+        """Let the engine read the configuration again, in which options have changed since the trainer was built.
+
+        Args:
+            auto_find_batch_size: Not looked at: what the options say of the batch is what holds.
+
+        Raises:
+            OptionError: The configuration contradicts the options.
+            RuntimeError: The run has no such engine.
+        """
+        self._engine.read_options_again(self._engine_options())

@@ -310,7 +310,6 @@ class Trainer(OlderNames):
         self.hp_name: Callable[..., str] | None = None
         self.hp_search_backend: Any = None
         self.hub_model_id: str | None = None
-        self.deepspeed: Any = None  # DeepSpeed's engine, in training
         self.is_deepspeed_enabled = self._engine.joins_optimizer
         self.is_fsdp_enabled = self._engine.is_fsdp
         self.neftune_noise_alpha = self.args.neftune_noise_alpha
@@ -391,6 +390,9 @@ class Trainer(OlderNames):
                 "override create_optimizer and create_scheduler instead"
             )
         check_subjects(self._engine, self.model, given_optimizer=self.optimizer is not None)
+        self._engine.check_given(
+            self.optimizer or self.optimizer_cls_and_kwargs, self.lr_scheduler, self._half_of_evaluations()
+        )
         self._validate_optimizer()
         self._validate_batch_metrics()
         if args.eval_strategy != "no" and self.eval_dataset is None and not _overrides(self, "get_eval_dataloader"):
@@ -594,6 +596,11 @@ class Trainer(OlderNames):
             logger.warning("the model already lies on the devices of its device map: it is not moved to %s", device)
             return
         model.to(device)
+
+    @property
+    def deepspeed(self) -> Any:
+        """DeepSpeed's engine, from `train` on; None where another engine runs the model."""
+        return self._engine.deepspeed
 
     def is_local_process_zero(self) -> bool:
         """Whether this is the first process of its machine."""
@@ -889,13 +896,19 @@ class Trainer(OlderNames):
         """Create `self.optimizer` where it was not given, and return it."""
         model = self._engine.to_optimize(self.model, self.model_wrapped) if model is None else model
         if self.optimizer is None:
-            chosen = self.optimizer_cls_and_kwargs or self._optimizer_choice(model)
-            if self._optimizing.in_backward:
-                chosen = into_backward(*chosen)
             names = self.get_decay_parameter_names(model)
             groups = parameter_groups(model, names, self.args.weight_decay, self._optimizing.groups)
-            self.optimizer = self._engine.own_optimizer(groups) or build_optimizer(*chosen, model, groups)
+            grouped = self._own.groups_of_engine or self._optimizing.groups
+            of_engine = groups if grouped else [{"params": [p for p in model.parameters() if p.requires_grad]}]
+            self.optimizer = self._engine.own_optimizer(of_engine) or self._optimizer_of(model, groups)
         return self.optimizer  # type: ignore[no-any-return]
+
+    def _optimizer_of(self, model: nn.Module, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """The optimizer that the options, or what was passed, choose."""
+        chosen = self.optimizer_cls_and_kwargs or self._optimizer_choice(model)
+        if self._optimizing.in_backward:
+            chosen = into_backward(*chosen)
+        return build_optimizer(*chosen, model, groups)
 
     def _optimizer_choice(self, model: nn.Module) -> tuple[Any, dict[str, Any]]:
         return adapt(self.get_optimizer_cls_and_kwargs, ("args", "model"))(self.args, model)  # type: ignore[no-any-return]
@@ -1217,7 +1230,9 @@ class Trainer(OlderNames):
         else:
             out.write(f"{type(self.args).__module__} keeps no record of where its options came from.\n")
         if self.train_dataset is not None:
-            out.write(f"The run: {self._summary(self.plan())}.\n")
+            plan = self.plan()
+            out.write(f"The run: {self._summary(plan)}.\n")
+            out.write(self._engine.explained(self.model, (plan.max_steps, self.args.get_warmup_steps(plan.max_steps))))
 
     def _plan(self, args: Any, loader: Any) -> TrainPlan:
         values = self.set_initial_training_values(args, loader)
@@ -1472,11 +1487,12 @@ class Trainer(OlderNames):
     def _join(self, max_steps: int, checkpoint: str | None) -> nn.Module:
         """Model, optimizer and schedule, where the engine sets them up together."""
         self._create_optimizer_seam(max_steps)
-        self.create_scheduler(num_training_steps=max_steps)
         steps = max_steps, self.args.get_warmup_steps(max_steps)
-        joined = self._engine.join(self.model, self.optimizer, self.lr_scheduler, steps)
-        model, self.optimizer, self.lr_scheduler = joined
-        self.model_wrapped = self.deepspeed = model
+        model, self.optimizer, schedule = self._engine.join(self.model, self.optimizer, steps)
+        self.model_wrapped = model
+        if schedule is not None:
+            self.lr_scheduler, self._created_lr_scheduler = schedule, True
+        self.create_scheduler(num_training_steps=max_steps)  # whose first rate the checkpoint's takes the place of
         if checkpoint is not None:
             self._load_from_checkpoint(checkpoint)
         return model  # type: ignore[no-any-return]
@@ -1966,7 +1982,8 @@ class Trainer(OlderNames):
         logs: dict[str, float] = {"loss": round(loss, 4) if self._own.round_logs else loss}
         if grad_norm is not None:
             logs["grad_norm"] = float(grad_norm)
-        used = learning_rate if self._own.log_rate_used else None
+        knows = self._own.log_rate_used and (self._own.rates_of_engine or not self._engine.brings_steps)
+        used = learning_rate if knows else None
         logs["learning_rate"] = self._get_learning_rate() if used is None else used
         if self._own.log_saves:
             logs.update(self._saver.take_times())
@@ -2145,10 +2162,12 @@ class Trainer(OlderNames):
         if self._own.first_buffers:
             self._engine.same_buffers(model)
         self._preparation_time = None if known or self.is_in_train else round(time.time() - started, 4)
-        if not self.is_in_train and (self.args.fp16_full_eval or self.args.bf16_full_eval):
-            half = torch.float16 if self.args.fp16_full_eval else torch.bfloat16
-            model = model.to(dtype=half, device=self.args.device)
-        return model
+        half = None if self.is_in_train else self._half_of_evaluations()
+        return model if half is None else self._engine.halved(model, half)
+
+    def _half_of_evaluations(self) -> torch.dtype | None:
+        """The half precision of evaluations outside training; None: they are whole."""
+        return torch.float16 if self.args.fp16_full_eval else torch.bfloat16 if self.args.bf16_full_eval else None
 
     def _evaluation_memory(self) -> int:
         """Bytes that the arrays of an evaluation may take up in memory: none where they are too large to be returned."""
@@ -2465,7 +2484,7 @@ class Trainer(OlderNames):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         self._engine.save_optimizer(self.model, self.optimizer, output_dir, writes=self.args.should_save)
-        if self.args.should_save:
+        if self.args.should_save and not self._engine.keeps_schedule:
             ckpt.save_torch(self.lr_scheduler.state_dict(), os.path.join(output_dir, ckpt.SCHEDULER_NAME))
 
     def _save_scaler(self, output_dir: str) -> None:
@@ -2510,6 +2529,8 @@ class Trainer(OlderNames):
             return
         if not self._engine.load_optimizer(self.model, self.optimizer, checkpoint):
             logger.warning("%s has no %s: the optimizer starts afresh", checkpoint, ckpt.OPTIMIZER_NAME)
+        if self._engine.keeps_schedule:
+            return
         file = ckpt.Contents.of(checkpoint).file(ckpt.SCHEDULER_NAME)
         if file is not None:
             self.lr_scheduler.load_state_dict(ckpt.load_torch(file))

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from mainspring.arguments import not_yet
+from mainspring.arguments.deepspeed import deepspeed_settings
 from mainspring.arguments.fsdp_config import fsdp_settings
 from mainspring.arguments.machine import BETWEEN_PROCESSES
 from mainspring.arguments.parallel_sizes import parallel_sizes
@@ -158,6 +159,7 @@ PROBES: dict[str, Callable[[Any], Any]] = {
     "compat": observation.evaluated_text,
     "dataloader_pin_memory": observation.pinned,
     "eval_loss_reduction": observation.evaluated_text,
+    "deepspeed": deepspeed_settings,  # an engine of its own, which is another test's matter
     "fsdp": fsdp_settings,  # what is asked of the engine: one process has nobody to share with
     "fsdp_config": fsdp_settings,
     "generation_config": observation.generated,

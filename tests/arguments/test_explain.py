@@ -88,6 +88,7 @@ CANDIDATES = (
     {"key": {"lr": 1}},
     {"non_blocking": True},
     {"version": 1},
+    {"zero_optimization": {"stage": 2}},
     {"tp_size": 2},
     ["SIGTERM"],
 )

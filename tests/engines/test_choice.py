@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from mainspring import Trainer, TrainingArguments
+from mainspring.arguments.deepspeed import DeepSpeedSettings
 from mainspring.arguments.fsdp_config import FSDPConfig
 from mainspring.arguments.parallel_sizes import ParallelSizes
 from mainspring.engines import ENGINES, choice
@@ -23,6 +24,7 @@ from tests.helpers import models
 LAUNCHED = {"RANK": "0", "WORLD_SIZE": "1"}
 SAGEMAKER = {"SM_FRAMEWORK_PARAMS": '{"sagemaker_distributed_dataparallel_enabled": true}'}
 FSDP = FSDPConfig()
+ZERO = DeepSpeedSettings({"zero_optimization": {"stage": 2}})
 
 
 def asked(processes: int = 1, environment: dict[str, str] | None = None, device: str = "cpu", **options: Any) -> Any:
@@ -31,6 +33,13 @@ def asked(processes: int = 1, environment: dict[str, str] | None = None, device:
 
 LADDER = {
     "xla": [asked(device="xla"), asked(fsdp=FSDPConfig(xla=True))],
+    "deepspeed": [
+        asked(deepspeed=ZERO),
+        asked(2, deepspeed=ZERO),
+        asked(2, {"ACCELERATE_USE_DEEPSPEED": "true"}, deepspeed=ZERO),
+        asked(2, deepspeed=ZERO, parallelism=ParallelSizes(sp_size=2)),
+        asked(2, deepspeed=ZERO, parallelism=ParallelSizes(tp_size=2)),
+    ],
     "sagemaker": [asked(2, SAGEMAKER)],
     "parallel": [
         asked(2, parallelism=ParallelSizes(tp_size=2)),
@@ -68,8 +77,13 @@ def test_the_first_rung_that_fits_is_taken(name: str, case: choice.Asked) -> Non
 
 REFUSED = {
     "fsdp_needs_a_launcher": (asked(fsdp=FSDP, devices=2), "fsdp", "no launcher started.*torchrun"),
-    "fsdp_or_deepspeed": (asked(2, fsdp=FSDP, deepspeed=True), "fsdp deepspeed", "DeepSpeed is asked for too"),
-    "deepspeed_has_no_engine": (asked(2, deepspeed=True), "deepspeed", "no engine for it"),
+    "fsdp_or_deepspeed": (asked(2, fsdp=FSDP, deepspeed=ZERO), "fsdp", "DeepSpeed is asked for too"),
+    "deepspeed_divides_in_its_own_ways": (
+        asked(2, deepspeed=ZERO, parallelism=ParallelSizes(cp_size=2)),
+        "parallelism_config",
+        "divides sequences in its own way; use sp_size",
+    ),
+    "deepspeed_has_no_rival": (asked(2, SAGEMAKER, deepspeed=ZERO), "deepspeed", "SageMaker.*runs the model itself"),
     "a_launcher_is_heeded": (
         asked(2, {"ACCELERATE_USE_FSDP": "true"}),
         "ACCELERATE_USE_FSDP",
@@ -139,10 +153,15 @@ def test_a_world_of_one_has_no_room_for_sizes() -> None:
 
 
 def test_all_that_is_wrong_is_said_at_once() -> None:
-    case = asked(fsdp=FSDP, deepspeed=True, parallelism=ParallelSizes(tp_size=2))
+    case = asked(fsdp=FSDP, deepspeed=ZERO, parallelism=ParallelSizes(cp_size=2))
     with pytest.raises(OptionError) as refused:
         choice.choose(case)
-    assert [problem.option for problem in refused.value.problems] == ["fsdp", "fsdp", "deepspeed", "parallelism_config"]
+    assert [problem.option for problem in refused.value.problems] == [
+        "fsdp",
+        "fsdp",
+        "parallelism_config",
+        "parallelism_config",
+    ]
 
 
 def test_options_of_ddps_are_idle_elsewhere() -> None:
@@ -157,7 +176,7 @@ def test_options_of_ddps_are_idle_elsewhere() -> None:
 EVERYTHING = {
     "fsdp": [None, FSDP, FSDPConfig(version=1), FSDPConfig(xla=True)],
     "parallelism": [None, *(ParallelSizes(**{f"{way}_size": 2}) for way in ("dp_replicate", "dp_shard", "tp", "cp"))],
-    "deepspeed": [False, True],
+    "deepspeed": [None, ZERO],
     "devices": [1, 2],
     "compiles": [False, True],
     "packs": [False, True],
@@ -170,6 +189,12 @@ WORLDS = [
     for device in ("cpu", "cuda", "xla")
 ]
 DOES: dict[str, Callable[[choice.Asked], bool]] = {
+    "deepspeed": lambda asked: (
+        asked.options.fsdp is None
+        and asked.device != "xla"
+        and asked.split in ((), ("tp",), ("sp",))
+        and (asked.options.ddp.comm_hook is None or asked.processes == 1)
+    ),
     "xla": lambda asked: not asked.split and (asked.options.fsdp is None or asked.options.fsdp.xla),
     "sagemaker": lambda asked: not asked.split and asked.options.fsdp is None,
     "parallel": lambda asked: (
@@ -198,11 +223,12 @@ def test_no_combination_is_trained_otherwise_than_asked(world: tuple[int, dict[s
             continue
         chosen += 1
         assert DOES[name](case), (name, case)
-        assert not case.options.deepspeed
-        assert not case.says("ACCELERATE_USE_DEEPSPEED")
+        assert (case.options.deepspeed is not None) == (name == "deepspeed")
+        assert not case.says("ACCELERATE_USE_DEEPSPEED") or name == "deepspeed"
         assert case.options.parallelism is None or case.options.parallelism.total_size == processes
         assert not case.says("ACCELERATE_USE_FSDP") or case.options.fsdp is not None
-    assert (chosen == 0) == ("ACCELERATE_USE_DEEPSPEED" in environment)
+    nobody = "ACCELERATE_USE_DEEPSPEED" in environment and device == "xla"
+    assert (chosen == 0) == nobody
 
 
 # ---- the model and what came with it ----
@@ -216,7 +242,7 @@ class Engine(SimpleNamespace):
 
 
 def engine(kind: str = "single", replaces_parameters: bool = False) -> Any:
-    return Engine(kind=kind, replaces_parameters=replaces_parameters)
+    return Engine(kind=kind, replaces_parameters=replaces_parameters, joins_optimizer=False)
 
 
 def test_an_optimizer_of_parameters_that_go_away_is_refused() -> None:

@@ -73,6 +73,14 @@ class Behaviour:
     grouped_evaluations: bool = row(      False,  True,     False,
         "With group_by_length, evaluations go by length too, and their predictions come in that order rather than in the "
         "data set's")
+    groups_of_engine: bool = row(         True,   False,    False,
+        "An optimizer that DeepSpeed makes has the parameter groups of all others, rather than one of all parameters, biases "
+        "and normalisations decaying too")
+    rates_of_engine: bool = row(          True,   False,    False,
+        "Where DeepSpeed makes optimizer or schedule, too, the logged learning rate is the one that the update used")
+    clip_by_option: bool = row(           True,   False,    False,
+        "A DeepSpeed configuration that does not speak of `gradient_clipping` clips by `max_grad_norm`, rather than by the "
+        "default of DeepSpeed's version")
     sortish_groups: bool = row(           True,   False,    False,
         "`sortish_sampler` groups training samples by length, rather than doing nothing")
     weigh_micro_batches: bool = row(      True,   False,    False,

@@ -8,6 +8,8 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from mainspring.arguments.deepspeed.settings import settings_of_options
+from mainspring.arguments.deepspeed.shown import shown
 from mainspring.arguments.environment import decided_by_environment
 from mainspring.arguments.idle import idle_options
 from mainspring.arguments.option import groups_of
@@ -19,6 +21,7 @@ from mainspring.errors import did_you_mean
 
 OLDER = "Older options"
 ENVIRONMENT = "From the environment"
+DEEPSPEED = "DeepSpeed's configuration"
 
 _WIDEST_VALUE = 60
 """Characters of a value in the table."""
@@ -73,7 +76,9 @@ class Explanation:
 
 def explanation(args: TrainingArguments) -> Explanation:
     """Say of every option what its value is and where that came from. No device, file or service is touched."""
-    return Explanation(type(args).__name__, (*_options(args), *_older_options(args), *_environment(args)))
+    return Explanation(
+        type(args).__name__, (*_options(args), *_older_options(args), *_environment(args), *_deepspeed(args))
+    )
 
 
 def no_options(cls: type[TrainingArguments], names: Iterable[str]) -> Iterator[str]:
@@ -108,6 +113,16 @@ def _environment(args: TrainingArguments) -> Iterator[Row]:
         notes = (decided.note,) if decided.note else ()
         source = f"environment {decided.variable}"
         yield Row(ENVIRONMENT, decided.name, decided.value, source, notes, usual=False)
+
+
+def _deepspeed(args: TrainingArguments) -> Iterator[Row]:
+    """What the options make of the configuration; what cannot be is said of the setting, or of the option."""
+    settings, problems = settings_of_options(args)
+    for one in shown(settings) if settings is not None else ():
+        yield Row(DEEPSPEED, one.path, one.value, one.source, (one.note,) if one.note else (), usual=False)
+    for problem in problems:
+        note = f"cannot be: {problem.why}; {problem.fix}"
+        yield Row(DEEPSPEED, problem.option, problem.value, "", (note,), usual=False)
 
 
 def _usual(cls: Any) -> dict[str, Any]:

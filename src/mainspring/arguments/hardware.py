@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mainspring.arguments.accelerator_config import AcceleratorConfig
+from mainspring.arguments.deepspeed.reading import read_option
 from mainspring.arguments.fsdp_keys import read_settings
 from mainspring.arguments.option import fits_generators, option, positive, seconds
 from mainspring.arguments.parallel_sizes import read_sizes
@@ -46,4 +47,4 @@ class HardwareArguments:
         None, "Shard the model over processes.", also=(bool,), words="*"
     )
     fsdp_config: dict[str, Any] | str | None = option(None, "Settings of FSDP.", json=True, reader=read_settings)
-    deepspeed: dict[str, Any] | str | None = option(None, "DeepSpeed's configuration.", json=True)
+    deepspeed: dict[str, Any] | str | None = option(None, "DeepSpeed's configuration.", json=True, reader=read_option)

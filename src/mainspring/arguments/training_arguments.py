@@ -25,6 +25,7 @@ from mainspring.arguments.accelerator_config import AcceleratorConfig, accumulat
 from mainspring.arguments.compat import BEHAVIOURS, apply_older_defaults
 from mainspring.arguments.construction import Construction, takes_every_spelling
 from mainspring.arguments.data import DataArguments
+from mainspring.arguments.deepspeed.held import HoldsDeepSpeed, hold
 from mainspring.arguments.docstring import default_of
 from mainspring.arguments.evaluation import EvaluationArguments
 from mainspring.arguments.fsdp_config import fsdp_settings
@@ -32,7 +33,6 @@ from mainspring.arguments.fsdp_keys import FILLED_IN
 from mainspring.arguments.hardware import HardwareArguments
 from mainspring.arguments.idle import idle_options
 from mainspring.arguments.logging import LoggingArguments
-from mainspring.arguments.machine import MachineProperties
 from mainspring.arguments.masking import mask_of, shown
 from mainspring.arguments.normalise import read, read_record
 from mainspring.arguments.optimizer import OptimizerArguments
@@ -75,7 +75,7 @@ def _kinds(annotation: Any, also: Sequence[type]) -> frozenset[Any]:
 class TrainingArguments(
     Sourced,
     GroupedSetters,
-    MachineProperties,
+    HoldsDeepSpeed,
     OwnArguments,
     HubArguments,
     SavingArguments,
@@ -260,14 +260,15 @@ class TrainingArguments(
     def _heed_launcher(self) -> None:
         """Look for what a launcher says otherwise, and tell `from_pretrained`, which comes next, how to load.
 
-        That is the one thing beyond itself which constructing arguments touches, and only where FSDP is to load that
-        way: two environment variables, and the group of processes, without which `from_pretrained` ignores them. The
-        newest arguments decide: others put the variables back.
+        That is the one thing beyond itself which constructing arguments touches. Where FSDP is to load that way: two
+        environment variables, and the group of processes, without which `from_pretrained` ignores them; the newest
+        arguments decide: others put the variables back. With DeepSpeed: which configuration is in force (`registry`).
 
         Raises:
             OptionError: The launcher contradicts the options.
         """
         parallel_sizes(self)
+        hold(self)
         sharding = fsdp_settings(self)
         if sharding is None or not sharding.cpu_ram_efficient_loading:
             fsdp_loading.withdraw()

@@ -28,6 +28,9 @@ Nothing in one is ever executed: tensors are safetensors, facts are JSON, and wh
 | `torch_files` | how do optimizer, scheduler, scaler and random states? |
 | `random_states` | how do those fit another number of processes? |
 | `sharded/` | how are states written that lie in shards over the processes, and read by any number of them? |
+| `zero/` | what is in DeepSpeed's checkpoints? |
+| `stored`, `lazy_torch` | how are tensors left in their files until they are asked for? |
+| `export/` | how does a checkpoint of any form become one model? |
 | `contents` | which files count? |
 | `structure` | why can a folder without a manifest not be resumed from? |
 | `ended` | had a run that was stopped come to its end? |
@@ -118,6 +121,10 @@ if TYPE_CHECKING:
     from mainspring.checkpoint.space import check_space, estimate_bytes
     from mainspring.checkpoint.torch_files import load_torch, save_torch
     from mainspring.checkpoint.weights import LoadReport, load_weights, save_model
+    from mainspring.checkpoint.zero import (
+        get_fp32_state_dict_from_zero_checkpoint,
+        load_state_dict_from_zero_checkpoint,
+    )
 
 __all__ = [
     "ADAPTER_CONFIG_NAME",
@@ -176,11 +183,13 @@ __all__ = [
     "data_position_name",
     "drift",
     "estimate_bytes",
+    "get_fp32_state_dict_from_zero_checkpoint",
     "get_last_checkpoint",
     "has_ended",
     "in_any_case",
     "library_versions",
     "load_optimizer",
+    "load_state_dict_from_zero_checkpoint",
     "load_torch",
     "load_weights",
     "locked",
@@ -216,7 +225,9 @@ _WITH_TORCH = {
     "Saver": "saver",
     "check_space": "space",
     "estimate_bytes": "space",
+    "get_fp32_state_dict_from_zero_checkpoint": "zero",
     "load_optimizer": "optimizer_files",
+    "load_state_dict_from_zero_checkpoint": "zero",
     "load_torch": "torch_files",
     "load_weights": "weights",
     "restore_random_states": "random_states",

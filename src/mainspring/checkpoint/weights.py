@@ -97,12 +97,12 @@ def save_model(
         if is_main_process:
             _describe(bare, folder)
     elif _saves_itself(bare):
-        given = None if state_dict is None else dict(_without_wrapper_prefix(state_dict))
+        given = None if state_dict is None else dict(without_wrapper_prefix(state_dict))
         save: Any = bare.save_pretrained
         with their_writes_too(save), _on_this_rank(bare), _not_gathered_again(bare, given):
             save(os.fspath(folder), state_dict=given, is_main_process=is_main_process)
     elif is_main_process:
-        state = bare.state_dict() if state_dict is None else _without_wrapper_prefix(state_dict)
+        state = bare.state_dict() if state_dict is None else without_wrapper_prefix(state_dict)
         tensors, aliases = _independent(state)
         file = os.path.join(os.path.abspath(folder), SAFE_WEIGHTS_NAME)
         write(lambda state: save_file(state, file, metadata={"format": "pt", **aliases}), tensors)
@@ -134,7 +134,7 @@ def load_weights(model: nn.Module, folder: str | os.PathLike[str]) -> LoadReport
     adapters = adapter_folders(bare, contents) if has_adapters(bare) else {}
     if adapters:
         return LoadReport(*load_adapters(bare, adapters))
-    files = _weight_files(contents)
+    files = weight_files(contents)
     if not files:
         raise CheckpointError(_nothing_found(contents, has_adapters(bare)))
     report = _load_files(bare, files)
@@ -231,18 +231,23 @@ def _independent(state: StateDict) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, aliases
 
 
-def _without_wrapper_prefix(state: StateDict) -> StateDict:
+def without_wrapper_prefix(state: StateDict) -> StateDict:
     """Drop what DDP or `torch.compile` put before every name."""
     for prefix in _WRAPPER_PREFIXES:
         if state and all(name.startswith(prefix) for name in state):
-            return _without_wrapper_prefix({name[len(prefix) :]: value for name, value in state.items()})
+            return without_wrapper_prefix({name[len(prefix) :]: value for name, value in state.items()})
     return state
 
 
 # ---- reading ----
 
 
-def _weight_files(contents: Contents) -> list[Path]:
+def weight_files(contents: Contents) -> list[Path]:
+    """Return the files of a whole model's weights, or the folder of its shards, as `load_weights` chooses; none: empty.
+
+    Raises:
+        CheckpointError: An index is damaged, or names files that are not there.
+    """
     for name in (SAFE_WEIGHTS_NAME, WEIGHTS_NAME):
         if file := contents.file(name):
             return [file]
@@ -306,7 +311,7 @@ def _load_files(model: nn.Module, files: Iterable[Path]) -> LoadReport:
     file = Path()
     for file, state in _all_pieces(files):  # one in memory at a time
         if not all(name in model.state_dict() for name in state):
-            state = _without_wrapper_prefix(state)
+            state = without_wrapper_prefix(state)
         unexpected += _copy_into(model, state, file)
         found.update(state)
     missing = _missing(model, found)

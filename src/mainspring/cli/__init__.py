@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from mainspring import __version__
 from mainspring.cli.answer import Answer
 from mainspring.cli.checkpoints import add_commands
-from mainspring.cli.launch import add_command
+from mainspring.cli.export import add_command as add_export
+from mainspring.cli.launch import add_command as add_launch
 from mainspring.names import OPTIMIZER_NAMES, OPTIMIZER_NEEDS, SCHEDULER_NAMES, SCHEDULER_NEEDS
 
 if TYPE_CHECKING:
@@ -71,7 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--all", action="store_true", help="also show options that have their default values")
     explain.set_defaults(answer=_explanation)
     add_commands(commands)
-    add_command(commands)
+    add_export(commands)
+    add_launch(commands)
     return parser
 
 

@@ -96,6 +96,9 @@ class SingleProcess:
             of a checkpoint are read, after it.
         joins_optimizer: Whether model, optimizer and schedule are set up together, by `join`, rather than by `prepare` and
             `prepare_optimizer`.
+        keeps_schedule: Whether the schedule's state lies with the optimizer's in a checkpoint, and comes back with it.
+        brings_steps: Whether optimizer or schedule are the engine's own.
+        deepspeed: DeepSpeed's own engine, which users read as `trainer.deepspeed`; None: there is none.
         saves_shards: Whether checkpoints hold the weights in pieces, by `save_shards`, rather than whole.
         data_rank: Which share of the data this process reads, 0 here. Processes that hold parts of one model share one.
         data_world_size: Into how many shares the data is divided, 1 here.
@@ -123,6 +126,9 @@ class SingleProcess:
         self.data_rank = self.rank
         self.data_world_size: int = self.world_size
         self.saves_shards = False
+        self.keeps_schedule = False
+        self.brings_steps = False
+        self.deepspeed: Any = None
         self.scaler: torch.amp.GradScaler | None = accelerator.scaler
         self.step_was_skipped = False
         self.exact_rows = True
@@ -168,15 +174,29 @@ class SingleProcess:
         """Prepare `model` for training; what comes back is what `trainer.model_wrapped` is."""
         return self.place(model)
 
-    def join(
-        self, model: nn.Module, optimizer: Optimizer, schedule: Any, steps: tuple[int, int]
-    ) -> tuple[Any, Any, Any]:
-        """Set up model, optimizer and schedule together; only where `joins_optimizer`."""
+    def join(self, model: nn.Module, optimizer: Optimizer, steps: tuple[int, int]) -> tuple[Any, Any, Any]:
+        """Set up model, optimizer and schedule together; only where `joins_optimizer`.
+
+        What comes back for a schedule is None where the engine brings none.
+        """
         raise NotImplementedError
 
     def own_optimizer(self, groups: list[dict[str, Any]]) -> Optimizer | None:
         """The optimizer of these groups that the engine brings, or what stands for it until `join`; None: it brings none."""
         return None
+
+    def check_given(self, optimizer: Any, schedule: Any, evaluates_in: torch.dtype | None) -> None:
+        """Refuse what the user passed, where the engine brings its own. Each is None where nothing was passed.
+
+        Args:
+            optimizer: An optimizer, or a class of one.
+            schedule: A schedule.
+            evaluates_in: The half precision of evaluations outside training.
+        """
+
+    def halved(self, model: nn.Module, dtype: torch.dtype) -> nn.Module:
+        """A placed model in half precision, for an evaluation outside training."""
+        return model.to(dtype=dtype, device=self.device)
 
     def check_model(self, model: nn.Module) -> None:
         """Refuse, before any work, a model that this engine cannot run as the options say."""
@@ -199,6 +219,25 @@ class SingleProcess:
     def to_device(self, tensor: torch.Tensor) -> torch.Tensor:
         """`tensor` on the device. A copy from pinned memory to a GPU does not wait for what the GPU is doing."""
         return tensor.to(self.device, non_blocking=self.device.type == "cuda")
+
+    # ---- a configuration of its own ----
+
+    def read_options_again(self, options: EngineOptions) -> None:
+        """Take over options that have changed since the run was built, where the engine has a configuration of them.
+
+        Raises:
+            RuntimeError: It has none.
+        """
+        raise RuntimeError(f"the engine {self.kind!r} has no configuration to fill in: set deepspeed to have one")
+
+    def explained(self, model: nn.Module, steps: tuple[int, int]) -> str:
+        """What there is to be said of that configuration before training: nothing.
+
+        Args:
+            model: The model.
+            steps: Updates of the run, and those of them that warm up.
+        """
+        return ""
 
     # ---- one update ----
 

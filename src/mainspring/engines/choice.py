@@ -128,6 +128,26 @@ def fsdp_or_deepspeed(asked: Asked) -> Problem | None:
     return None
 
 
+def deepspeed_divides_in_its_own_ways(asked: Asked) -> Problem | None:
+    """Layers and sequences it divides itself ("tp", "sp"); nothing else divides what it has."""
+    ways = [way for way in asked.split if way == "cp"]
+    if asked.options.deepspeed is None or not ways:
+        return None
+    given = {f"{way}_size": getattr(asked.options.parallelism, f"{way}_size") for way in ways}
+    why = "DeepSpeed is asked for too, which divides sequences in its own way"
+    return Problem("parallelism_config", given, why, "use sp_size, or leave deepspeed out")
+
+
+def deepspeed_has_no_rival(asked: Asked) -> Problem | None:
+    """XLA and SageMaker's own data parallelism run the model themselves."""
+    if asked.options.deepspeed is None:
+        return None
+    rival = "PyTorch/XLA" if asked.xla else "SageMaker's own data parallelism"
+    if not asked.xla and not sagemaker.asks_for_data_parallel(asked.environment):
+        return None
+    return Problem("deepspeed", True, f"{rival} is asked for too, and runs the model itself", "leave deepspeed out")
+
+
 def a_launcher_is_heeded(asked: Asked) -> Problem | None:
     """What a launcher's configuration asks for is what trains, or nothing does."""
     for variable, option, wanted in (
@@ -240,6 +260,8 @@ _ONE_GPU = "start with torchrun, one process for each GPU, or set CUDA_VISIBLE_D
 RULES: tuple[Callable[[Asked], Problem | None], ...] = (
     fsdp_needs_a_launcher,
     fsdp_or_deepspeed,
+    deepspeed_divides_in_its_own_ways,
+    deepspeed_has_no_rival,
     a_launcher_is_heeded,
     sizes_make_the_world,
     shards_need_fsdp,

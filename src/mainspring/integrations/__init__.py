@@ -1,4 +1,4 @@
-"""Door: what scripts import from ``integrations``: whether a service's package is installed."""
+"""Door: what scripts import from ``integrations``: whether a service's package is installed, and DeepSpeed's configurations."""
 
 from __future__ import annotations
 
@@ -15,17 +15,31 @@ from accelerate.utils import (
 )
 
 from mainspring.absent import not_available_yet
+from mainspring.integrations.deepspeed import (
+    HfDeepSpeedConfig,
+    HfTrainerDeepSpeedConfig,
+    deepspeed_config,
+    is_deepspeed_zero3_enabled,
+    set_hf_deepspeed_config,
+    unset_hf_deepspeed_config,
+)
 
 __all__ = [
+    "HfDeepSpeedConfig",
+    "HfTrainerDeepSpeedConfig",
+    "deepspeed_config",
     "is_clearml_available",
     "is_comet_available",
     "is_deepspeed_available",
+    "is_deepspeed_zero3_enabled",
     "is_dvclive_available",
     "is_mlflow_available",
     "is_swanlab_available",
     "is_tensorboard_available",
     "is_trackio_available",
     "is_wandb_available",
+    "set_hf_deepspeed_config",
+    "unset_hf_deepspeed_config",
 ]
 
 __getattr__ = not_available_yet(

@@ -1,18 +1,31 @@
-"""Reading a DeepSpeed configuration: a mapping, or the path of a JSON file."""
+"""Reading a DeepSpeed configuration: a mapping, JSON text, the path of a JSON file, or an object that holds one."""
 
 from __future__ import annotations
 
+import base64
 import copy
-import json
 import os
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from mainspring.arguments.normalise import read
 from mainspring.errors import Problem
 
 AUTO = "auto"
 """The value that leaves a setting to the options."""
+
+
+def read_option(option: str, value: Any) -> tuple[dict[str, Any] | None, list[Problem]]:
+    """Return `(the configuration, [])`, or `(None, what is wrong with it)`; without a value, `(None, [])`.
+
+    Args:
+        option: The option that holds it.
+        value: What it was set to.
+    """
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None, []
+    config, problem = read_config(option, value)
+    return (config, []) if problem is None else (value, [problem])
 
 
 def read_config(option: str, value: Any) -> tuple[dict[str, Any], Problem | None]:
@@ -20,40 +33,25 @@ def read_config(option: str, value: Any) -> tuple[dict[str, Any], Problem | None
 
     Args:
         option: The option that holds it, for the message.
-        value: A mapping, or the path of a JSON file.
+        value: A mapping, JSON text, the path of a JSON file, such text in base64, or an `HfDeepSpeedConfig`.
     """
-    if isinstance(value, Mapping):
-        return copy.deepcopy(dict(value)), None
-    if hasattr(value, "config") and isinstance(value.config, Mapping):  # an HfDeepSpeedConfig
-        return copy.deepcopy(dict(value.config)), None
-    if not isinstance(value, (str, os.PathLike)):
+    held = getattr(value, "config", value)
+    given: Any = dict(held) if isinstance(held, Mapping) else value
+    if not isinstance(given, (dict, str, os.PathLike)):
         return {}, Problem(option, value, f"is a {type(value).__name__}", "pass a mapping or the path of a JSON file")
-    return _read_file(option, Path(value).expanduser())
+    text = given if isinstance(given, dict) else _plain_text(os.fsdecode(given))
+    content, problem = read(option, text, frozenset({dict}), None, True)
+    return ({}, problem) if problem is not None else (copy.deepcopy(content), None)
 
 
-def _read_file(option: str, path: Path) -> tuple[dict[str, Any], Problem | None]:
+def _plain_text(text: str) -> str:
+    """The same, without the base64 in which launchers hand on JSON: that of a brace begins with these letters."""
+    if not text.startswith(("ey", "ew")) or os.path.exists(text):
+        return text
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
-    except OSError as error:
-        why = f"the file cannot be read ({error.strerror or error})"
-        return {}, Problem(option, str(path), why, "give the path of a JSON file, or a mapping")
-    except ValueError as error:
-        return {}, Problem(option, str(path), f"is no JSON ({error})", "correct the file")
-    if not isinstance(content, dict):
-        return {}, Problem(
-            option, str(path), f"holds a {type(content).__name__}", "write one JSON object into the file"
-        )
-    return content, None
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object whose keys are all different: of two values one would be lost."""
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"{key!r} is there twice")
-        found[key] = value
-    return found
+        return base64.urlsafe_b64decode(text).decode("utf-8")
+    except ValueError:
+        return text
 
 
 def setting(config: Mapping[str, Any], path: str) -> Any:
@@ -66,10 +64,30 @@ def setting(config: Mapping[str, Any], path: str) -> Any:
     return here
 
 
+def section(config: Mapping[str, Any], path: str) -> Mapping[str, Any]:
+    """The settings below a dotted path; none where it is absent or holds something else."""
+    found = setting(config, path)
+    return found if isinstance(found, Mapping) else {}
+
+
 def put(config: dict[str, Any], path: str, value: Any) -> None:
-    """Set the value at a dotted path, and make the sections that lead there."""
+    """Set the value at a dotted path, and make the sections that lead there. What holds no settings is left alone."""
     *sections, key = path.split(".")
-    here = config
-    for section in sections:
-        here = here.setdefault(section, {})
+    here: Any = config
+    for name in sections:
+        if here.get(name) is None:
+            here[name] = {}
+        here = here[name]
+        if not isinstance(here, dict):
+            return
     here[key] = value
+
+
+def leaves(config: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting with its dotted path; an empty section counts as a setting."""
+    for key, value in config.items():
+        path = f"{above}.{key}" if above else str(key)
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, path)
+        else:
+            yield path, value

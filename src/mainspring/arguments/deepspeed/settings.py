@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from mainspring.arguments.deepspeed.filling import Run, fill, is_late, left_over
-from mainspring.arguments.deepspeed.reading import put, read_config, setting
+from mainspring.arguments import launchers
+from mainspring.arguments.deepspeed import launcher, rules, words
+from mainspring.arguments.deepspeed.filling import (
+    BY_OPTIONS,
+    BY_RUN,
+    BY_WORLD,
+    Run,
+    World,
+    fill,
+    leave_open,
+    left_over,
+    named,
+)
+from mainspring.arguments.deepspeed.reading import read_config, section, setting
+from mainspring.arguments.idle import differs_from_default
+from mainspring.arguments.parallel_sizes import ParallelSizes, parallel_sizes
+from mainspring.arguments.sources import Sourced
 from mainspring.errors import OptionError, Problem
 
 
@@ -18,16 +34,22 @@ class DeepSpeedSettings:
 
     Attributes:
         config: The configuration. What only training knows is "auto" until `completed`.
-        origins: Where the values came from that the configuration left to the options, by dotted path.
+        origins: What the values followed from that the configuration left to the options, by dotted path.
+        said_by: The launcher's variables that values were taken over from, by dotted path.
+        published: What users read as `args.hf_deepspeed_config`: it follows.
+        sources: Where the options' own values came from, by their names; none for arguments that keep no record.
     """
 
     config: Mapping[str, Any]
     origins: Mapping[str, str] = field(default_factory=dict)
+    said_by: Mapping[str, str] = field(default_factory=dict)
+    published: Any = None
+    sources: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def stage(self) -> int:
         """How much ZeRO divides over the processes: 0 nothing, 1 optimizer states, 2 gradients too, 3 parameters too."""
-        return int(setting(self.config, "zero_optimization.stage") or 0)
+        return rules.stage_of(self.config)
 
     @property
     def makes_optimizer(self) -> bool:
@@ -42,7 +64,7 @@ class DeepSpeedSettings:
     @property
     def gathers_weights(self) -> bool:
         """Whether checkpoints of stage 3 hold whole weights beside the pieces."""
-        return bool(setting(self.config, "zero_optimization.stage3_gather_16bit_weights_on_model_save"))
+        return rules.gathers_weights(self.config)
 
     @property
     def precision(self) -> str:
@@ -61,37 +83,162 @@ class DeepSpeedSettings:
         Raises:
             OptionError: What contradicts the options, all of it; or what cannot be filled in.
         """
+        whole = self.at(Run(hidden_size, total_steps, warmup_steps))
+        config = copy.deepcopy(dict(whole.config))
+        if self.published is not None:
+            self.published.config = copy.deepcopy(config)
+        return config
+
+    def for_evaluation(self, hidden_size: int | None) -> dict[str, Any]:
+        """The configuration of an engine that does not train: it has neither optimizer nor schedule.
+
+        Args:
+            hidden_size: Of the model; None where it does not say.
+
+        Raises:
+            OptionError: What cannot be filled in.
+        """
+        config = {name: value for name, value in self.config.items() if name not in ("optimizer", "scheduler")}
+        whole = replace(self, config=config).at(Run(hidden_size, 0, 0))
+        return dict(whole.config)
+
+    def at(self, run: Run) -> DeepSpeedSettings:
+        """These settings with what a run knows.
+
+        Raises:
+            OptionError: What contradicts the options, all of it; or what cannot be filled in.
+        """
         config = copy.deepcopy(dict(self.config))
-        _, problems = fill(config, Run(hidden_size, total_steps, warmup_steps), late=True)
+        origins, problems = fill(config, BY_RUN, run, self.said_by)
         if problems:
             raise OptionError(problems)
-        return config
+        return replace(self, config=config, origins={**self.origins, **origins})
+
+
+class Facts:
+    """The arguments as the rows and the rules read them.
+
+    Args:
+        args: Arguments of any class, ours or the reference's.
+    """
+
+    def __init__(self, args: Any) -> None:
+        self._args = args
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._args, name, None)
+
+    @property
+    def parallel_sizes(self) -> ParallelSizes | None:
+        """How the processes share the run; None where nobody says."""
+        return parallel_sizes(self._args)
+
+    @property
+    def mixed_precision(self) -> str:
+        """What the options say, or else the launcher."""
+        if self._args.bf16 or self._args.fp16:
+            return "bf16" if self._args.bf16 else "fp16"
+        return os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+
+    @property
+    def clips_by_option(self) -> bool:
+        """Whether a configuration that does not speak of clipping clips by `max_grad_norm`."""
+        from mainspring.arguments.compat import BEHAVIOURS  # which optional parts of the arguments read
+
+        return BEHAVIOURS[getattr(self._args, "compat", "none")].clip_by_option
+
+    def chose(self, option: str) -> bool:
+        """Whether the user chose the value of an option."""
+        return hasattr(self._args, "_was_given") and differs_from_default(self._args, option)
+
+
+def settings_of_options(args: Any) -> tuple[DeepSpeedSettings | None, list[Problem]]:
+    """The configuration as far as the options and the launcher know it, and everything that is wrong with it.
+
+    No process or device is asked. Without DeepSpeed there is none.
+
+    Args:
+        args: Arguments of any class, ours or the reference's.
+    """
+    given = getattr(args, "deepspeed", None)
+    if not given and not launcher.asks():
+        return None, []
+    config, problem = read_config("deepspeed", given or {})
+    if problem is not None:
+        return None, [problem]
+    launched, problems = launcher.said()
+    said_by, found = launcher.take_over(config, launched)
+    problems += found
+    facts = Facts(args)
+    problems += words.no_sections(config)
+    leave_open(config, BY_OPTIONS, facts)
+    leave_open(config, BY_WORLD, facts)
+    origins, found = fill(config, BY_OPTIONS, facts, said_by)
+    problems += found
+    for check in (words.unknown_keys, words.unknown_values, words.unknown_schedule, words.unknown_optimizer, left_over):
+        problems += check(config)
+    problems += [problem for rule in rules.RULES for problem in rule(config, facts)]
+    if section(config, "amp").get("enabled") is False:  # the section alone is more than newer versions accept
+        del config["amp"]
+    published = getattr(args, "hf_deepspeed_config", None)
+    return DeepSpeedSettings(config, origins, said_by, published, _sources(args)), problems
+
+
+def _sources(args: Any) -> dict[str, str]:
+    """Where the values of options came from, by their names."""
+    if not isinstance(args, Sourced):
+        return {}
+    found = dict.fromkeys((one.name for one in fields(args)), "default")  # type: ignore[arg-type]
+    for name, origin in args._known_origins.items():
+        found[name] = ", ".join(filter(None, (origin.source, origin.note))) or "default"
+    return found
+
+
+def notices(args: Any, settings: DeepSpeedSettings) -> list[Problem]:
+    """What does nothing in a configuration, or beside it."""
+    facts = Facts(args)
+    return [problem for rule in rules.NOTICES for problem in rule(settings.config, facts)]
+
+
+def in_world(settings: DeepSpeedSettings, args: Any, processes: int) -> tuple[DeepSpeedSettings, list[Problem]]:
+    """The same, with what follows from how many processes there are; and what contradicts that.
+
+    Args:
+        settings: What the options know.
+        args: The arguments.
+        processes: How many there are.
+    """
+    sizes = parallel_sizes(args)
+    each = 1 if sizes is None else sizes.tp_size * sizes.cp_size * sizes.sp_size
+    world = World(max(1, processes // each), args.per_device_train_batch_size, args.gradient_accumulation_steps)
+    config = copy.deepcopy(dict(settings.config))
+    origins, problems = fill(config, BY_WORLD, world, settings.said_by)
+    part = setting(config, "zero_optimization.zero_hpz_partition_size")
+    if isinstance(part, int) and part > 1 and processes % part:
+        why = f"the run has {processes} process{'es' if processes > 1 else ''}, which that does not divide"
+        path = named("zero_optimization.zero_hpz_partition_size")
+        problems.append(Problem(path, part, why, "give the processes of one machine"))
+    return replace(settings, config=config, origins={**settings.origins, **origins}), problems
 
 
 def deepspeed_settings(args: Any) -> DeepSpeedSettings | None:
-    """The DeepSpeed configuration of these arguments; None where DeepSpeed was not asked for.
+    """The DeepSpeed configuration of these arguments; None where neither they nor the launcher ask for DeepSpeed.
 
     Raises:
         OptionError: A configuration that cannot be read, or that contradicts the options: all of it in one error.
     """
-    given = getattr(args, "deepspeed", None)
-    if not given:
-        return None
-    config, problem = read_config("deepspeed", given)
-    if problem is not None:
-        raise OptionError([problem])
-    _add_precision(config, args)
-    origins, problems = fill(config, args, late=False)
-    problems += [one for one in left_over(config) if not is_late(one.option.removeprefix("deepspeed "))]
-    if setting(config, "fp16.enabled") is True and setting(config, "bf16.enabled") is True:
-        problems.append(Problem("deepspeed bf16.enabled", True, "fp16.enabled is true too", "choose one of them"))
+    settings, problems = settings_of_options(args)
+    if settings is not None:
+        settings, found = in_world(settings, args, args.world_size)
+        problems += found
     if problems:
         raise OptionError(problems)
-    return DeepSpeedSettings(config, origins)
+    if settings is not None and settings.published is not None:
+        settings.published.config = copy.deepcopy(dict(settings.config))
+    return settings
 
 
-def _add_precision(config: dict[str, Any], args: Any) -> None:
-    """A precision that only the options name is one that the configuration does not exclude."""
-    for name in ("bf16", "fp16"):
-        if getattr(args, name, False) and name not in config:
-            put(config, f"{name}.enabled", "auto")
+def announced_processes() -> int:
+    """How many processes the launcher has started, by its variables: no group of them is formed."""
+    said = launchers.torch_words(os.environ).get("WORLD_SIZE") or os.environ.get("WORLD_SIZE", "1")
+    return int(said) if said.isdecimal() else 1

@@ -3,9 +3,12 @@
 | module | question it answers |
 |---|---|
 | `engine` | how are model, optimizer and schedule set up, stepped, saved and loaded? |
-| `starting` | how do the processes join, be it one alone? |
-| `parts` | what stands for an optimizer or schedule that DeepSpeed makes and moves? |
+| `starting` | how do the processes join, be it one alone, and how are DeepSpeed's engines started? |
+| `parts` | what stands for an optimizer or schedule that DeepSpeed makes, steps and moves? |
+| `gradients` | how is half an update forgotten? |
 | `states` | what do checkpoints hold, and how are they read back? |
+| `leaving` | when is a model DeepSpeed's no longer? |
+| `limits` | what cannot be, and how is it said? |
 """
 
 from __future__ import annotations

@@ -11,10 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from mainspring import checkpoint as ckpt
+from mainspring.arguments.deepspeed.filling import Run
+from mainspring.arguments.deepspeed.hf import hidden_size
+from mainspring.arguments.deepspeed.shown import table
 from mainspring.engines.base import EngineOptions
 from mainspring.engines.deepspeed import states
-from mainspring.engines.deepspeed.parts import FromConfiguration, MovedByEngine
-from mainspring.engines.deepspeed.starting import import_deepspeed, join
+from mainspring.engines.deepspeed.gradients import forget_gradients
+from mainspring.engines.deepspeed.leaving import Leaving
+from mainspring.engines.deepspeed.limits import (
+    check_evaluation,
+    check_given,
+    makes_other_norms,
+    refuse_uninitialised,
+    refuse_without_training,
+)
+from mainspring.engines.deepspeed.parts import FromConfiguration, MovedByEngine, SteppedByEngine
+from mainspring.engines.deepspeed.starting import begin_schedule, join, start, start_inference
 from mainspring.engines.processes import Processes, refuse_frozen
 
 if TYPE_CHECKING:
@@ -22,7 +34,7 @@ if TYPE_CHECKING:
 
     from mainspring.engines.accelerator import MainspringAccelerator
 
-_HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_COMPUTES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 class DeepSpeed(Processes):
@@ -30,8 +42,6 @@ class DeepSpeed(Processes):
 
     Attributes:
         settings: The configuration.
-        deepspeed: The `DeepSpeedEngine`, once model, optimizer and schedule are joined; users read it as
-            `trainer.deepspeed`.
     """
 
     kind = "deepspeed"
@@ -43,8 +53,12 @@ class DeepSpeed(Processes):
         super().__init__(accelerator, options)
         assert options.deepspeed is not None
         self.settings = options.deepspeed
-        self.deepspeed: Any = None
         self.saves_shards = self.settings.stage == 3 and not self.settings.gathers_weights
+        self.keeps_schedule = self.settings.makes_schedule
+        self.brings_steps = self.settings.makes_schedule or self.settings.makes_optimizer
+        self._schedule: MovedByEngine | None = None
+        self._leaving: Leaving | None = None
+        self._has_norm = True
         self._norm: Tensor | None = None
         self._loaded: str | None = None
 
@@ -52,48 +66,104 @@ class DeepSpeed(Processes):
 
     def own_optimizer(self, groups: list[dict[str, Any]]) -> Optimizer | None:
         """What stands for the configuration's optimizer, where it has one."""
-        return FromConfiguration(groups) if self.settings.makes_optimizer else None
+        if not self.settings.makes_optimizer:
+            return None
+        rate = (self.settings.config["optimizer"].get("params") or {}).get("lr")
+        return FromConfiguration(groups, rate)
 
-    def join(
-        self, model: nn.Module, optimizer: Optimizer, schedule: Any, steps: tuple[int, int]
-    ) -> tuple[Any, Any, Any]:
-        """Set up model, optimizer and schedule together.
+    def check_given(self, optimizer: Any, schedule: Any, evaluates_in: torch.dtype | None) -> None:
+        """Refuse a second optimizer or schedule beside the configuration's, and a second precision."""
+        check_given(self.settings, optimizer, schedule)
+        check_evaluation(self.settings, evaluates_in)
+
+    def check_model(self, model: nn.Module) -> None:
+        """Refuse a model that was divided before its weights had been initialised."""
+        refuse_uninitialised(model)
+
+    def halved(self, model: nn.Module, dtype: torch.dtype) -> nn.Module:
+        """The model as it is: it computes in `dtype` already, see `check_given`."""
+        return model
+
+    def join(self, model: nn.Module, optimizer: Optimizer, steps: tuple[int, int]) -> tuple[Any, Any, Any]:
+        """Set up model, optimizer and schedule together; a model that was trained before goes on with what it has.
 
         Args:
             model: The model.
             optimizer: The run's optimizer, or what stands for the configuration's.
-            schedule: The run's schedule; None where the configuration has one.
             steps: Updates of the run, and those of them that warm up.
 
         Returns:
-            What forward passes go through, the optimizer, and the schedule.
+            What forward passes go through, the optimizer, and the schedule; None: the configuration has none.
         """
         refuse_frozen(model)
+        if self.is_placed(model):
+            self._check_kept()
         config = self.settings.completed(hidden_size(model), *steps)
-        described = isinstance(optimizer, FromConfiguration)
-        engine, stepped, _, moved = import_deepspeed().initialize(
-            model=model,
-            optimizer=None if described else optimizer,
-            model_parameters=optimizer.param_groups if described else None,
-            config=config,
-        )
+        if not (isinstance(optimizer, SteppedByEngine) and optimizer.engine is self.deepspeed):
+            self._leave()
+            optimizer = SteppedByEngine(start(model, optimizer, config))
+            self._hold(model, optimizer.engine)
+            self._has_norm = not makes_other_norms(optimizer.inner, self.settings)
+        elif self.keeps_schedule:
+            begin_schedule(self.deepspeed, config)
+        moved = self.deepspeed.lr_scheduler
+        self._schedule = None if moved is None else MovedByEngine(moved)
+        self._loaded = None
+        return self.deepspeed, optimizer, self._schedule
+
+    def _leave(self) -> None:
+        """Take the engine of an evaluation, or of another model, apart."""
+        if self.deepspeed is not None:
+            self._check_kept()
+            self.deepspeed.destroy()
+            self.deepspeed = None
+
+    def _hold(self, model: nn.Module, engine: Any) -> None:
         self.deepspeed = engine
         self._placed = (model, engine)
-        return engine, stepped, schedule if moved is None else MovedByEngine(moved)
+        if self._leaving is not None:
+            self._leaving.forget()
+        self._leaving = Leaving(model, engine)
+
+    def _check_kept(self) -> None:
+        if self._leaving is not None:
+            self._leaving.check()
 
     def place(self, model: nn.Module) -> nn.Module:
-        """What forward passes go through; without training, the model itself."""
-        return super().place(model)
+        """What forward passes go through: without training, stage 3 divides the weights, and no other can do anything."""
+        if not self.is_placed(model):
+            refuse_without_training(self.settings)
+            self._leave()
+            self._hold(model, start_inference(model, self.settings.for_evaluation(hidden_size(model))))
+        self._check_kept()
+        assert self._placed is not None
+        return self._placed[1]
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """As `place`: training goes through `join`."""
         return self.place(model)
 
+    def generating(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
+        """Stage 3 gathers weights where a module is called, whoever calls it."""
+        self.place(model)
+        return contextlib.nullcontext()
+
     def to_device(self, tensor: Tensor) -> Tensor:
-        """On the device, floating-point numbers in what the model computes in."""
-        half = _HALVES.get(self.settings.precision) if tensor.is_floating_point() else None
+        """On the device, floating-point numbers in what the model computes in: labels too, as in the reference."""
         moved = super().to_device(tensor)
-        return moved if half is None else moved.to(half)
+        return moved.to(_COMPUTES[self.settings.precision]) if tensor.is_floating_point() else moved
+
+    # ---- its configuration ----
+
+    def read_options_again(self, options: EngineOptions) -> None:
+        """Take over the configuration as the options fill it in now; it acts from the next `train` on."""
+        assert options.deepspeed is not None
+        self.settings = options.deepspeed
+        self.saves_shards = self.settings.stage == 3 and not self.settings.gathers_weights
+
+    def explained(self, model: nn.Module, steps: tuple[int, int]) -> str:
+        """The configuration that training starts with, each value with where it came from."""
+        return table(self.settings.at(Run(hidden_size(model), *steps)))
 
     # ---- one update ----
 
@@ -108,23 +178,32 @@ class DeepSpeed(Processes):
         """Backpropagate `loss`, a scalar, which is a part of its update already."""
         self.deepspeed.backward(loss, scale_wrt_gas=False, **kwargs)
 
-    def clip_grad_norm(self, parameters: Iterable[Tensor], max_norm: float, norm_type: float = 2.0) -> Tensor:
-        """DeepSpeed clips when it steps; the norm is filled in then."""
+    def forget_gradients(self, model: nn.Module) -> None:
+        """Forget what half an update has left in DeepSpeed's buffers."""
+        forget_gradients(self.deepspeed)
+
+    def clip_grad_norm(self, parameters: Iterable[Tensor], max_norm: float, norm_type: float = 2.0) -> Any:
+        """DeepSpeed clips when it steps, to the norm in its configuration."""
         return self.grad_norm(parameters)
 
-    def grad_norm(self, parameters: Iterable[Tensor]) -> Tensor:
-        """The norm of gradients that lie here whole; else a number that the coming step fills in, as only DeepSpeed has
-        all pieces of them.
+    def grad_norm(self, parameters: Iterable[Tensor]) -> Any:
+        """The norm of gradients that lie here whole; else a number that the coming step fills in; None: nobody knows it.
+
+        Only DeepSpeed has all pieces of the gradients.
         """
+        if not self._has_norm:
+            return None
         if not hasattr(self.deepspeed.optimizer, "_global_grad_norm"):
             return super().grad_norm(parameters)
         if self._norm is None:
-            self._norm = torch.full((), float("nan"), device=self.device)
+            self._norm = torch.full((), float("nan"), dtype=torch.float64, device=self.device)
         return self._norm
 
     def step(self, optimizer: Optimizer) -> None:
         """One step of DeepSpeed's, which leaves it out where fp16 overflowed."""
-        self.deepspeed.step()
+        if self._schedule is not None:
+            self._schedule.hold()
+        optimizer.step()
         self.step_was_skipped = not self.deepspeed.was_step_applied()
         norm, self._norm = self._norm, None
         found = self.deepspeed.get_global_grad_norm()
@@ -141,6 +220,7 @@ class DeepSpeed(Processes):
         """All weights by name on the first process, {} on the others; None where each process has them."""
         if self.deepspeed is None or self.settings.stage < 3:
             return None
+        self._check_kept()
         return states.whole_weights(self.deepspeed)
 
     def save_shards(self, model: nn.Module, folder: str) -> None:
@@ -148,27 +228,18 @@ class DeepSpeed(Processes):
 
     def save_optimizer(self, model: nn.Module, optimizer: Optimizer, folder: str, writes: bool) -> None:
         """Write DeepSpeed's own checkpoint: the pieces of weights, optimizer and schedule."""
+        self._check_kept()
         self.deepspeed.save_checkpoint(folder)
 
     def load_weights(self, model: nn.Module, folder: str) -> ckpt.LoadReport:
         """Load a checkpoint's weights; of DeepSpeed's own, all that it holds."""
-        if self.deepspeed is None or not os.path.exists(os.path.join(folder, "latest")):
-            return super().load_weights(model, folder)
-        states.load(self.deepspeed, folder)
+        self._check_kept()
+        if not os.path.exists(os.path.join(folder, "latest")):
+            return states.load_whole(self.deepspeed, model, folder)
+        states.load(self.deepspeed, self.settings.config, folder)
         self._loaded = folder
         return ckpt.LoadReport()
 
     def load_optimizer(self, model: nn.Module, optimizer: Optimizer, folder: str) -> bool:
         """It came with the weights."""
         return self._loaded == folder
-
-
-def hidden_size(model: nn.Module) -> int | None:
-    """The model's hidden size by its configuration, the largest of several; None where it does not say."""
-    config = getattr(model, "config", None)
-    for place in (config, getattr(config, "text_config", None)):
-        if (size := getattr(place, "hidden_size", None)) is not None:
-            return int(size)
-        if sizes := getattr(place, "hidden_sizes", None):
-            return int(max(sizes))
-    return None

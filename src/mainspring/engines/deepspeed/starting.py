@@ -1,4 +1,4 @@
-"""How processes join for DeepSpeed, and how its package is found."""
+"""How processes join for DeepSpeed, and how its engines are started."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import distributed as dist
+from torch import distributed as dist, nn
+from torch.optim import Adagrad, Optimizer
 
+from mainspring.engines.deepspeed.limits import why_not_started
+from mainspring.engines.deepspeed.parts import FromConfiguration
 from mainspring.errors import NotAvailableError, Problem
+from mainspring.model import note_full_sizes
 
 
 def import_deepspeed() -> ModuleType:
@@ -39,6 +43,63 @@ def join(device: torch.device) -> None:
             dist.init_process_group(backend, init_method=f"tcp://127.0.0.1:{_free_port()}", rank=0, world_size=1)
     os.environ.setdefault("LOCAL_RANK", "0")  # which DeepSpeed reads
     package.init_distributed(dist_backend="gloo" if device.type == "cpu" else "nccl", verbose=False)
+
+
+def start(model: nn.Module, optimizer: Optimizer, config: dict[str, Any]) -> Any:
+    """A `DeepSpeedEngine` that trains.
+
+    Args:
+        model: The model.
+        optimizer: The run's optimizer, or what stands for the configuration's.
+        config: The configuration, in which nothing is left to the options.
+
+    Raises:
+        NotAvailableError: The optimizer is not one that the installed DeepSpeed can make or divide here.
+    """
+    note_full_sizes(model)
+    described = isinstance(optimizer, FromConfiguration)
+    if not described:  # DeepSpeed's list of what it has tried is short: the choice of an optimizer is made elsewhere
+        config.setdefault("zero_allow_untested_optimizer", True)
+    groups = [dict(group) for group in optimizer.param_groups]
+    with why_not_started(config, optimizer):
+        engine, *_ = import_deepspeed().initialize(
+            model=model,
+            optimizer=None if described else optimizer,
+            model_parameters=optimizer.param_groups if described else None,
+            config=config,
+        )
+    _keep_groups(engine, groups)
+    return engine
+
+
+def start_inference(model: nn.Module, config: dict[str, Any]) -> Any:
+    """A `DeepSpeedEngine` for forward passes only, which keeps no gradients and no states."""
+    note_full_sizes(model)
+    without = {name: value for name, value in config.items() if name not in ("optimizer", "scheduler")}
+    engine, *_ = import_deepspeed().initialize(model=model, config=without)
+    return engine
+
+
+def begin_schedule(engine: Any, config: dict[str, Any]) -> None:
+    """The configuration's schedule begins anew, with the engine as it is."""
+    engine._config.scheduler_params = config["scheduler"].get("params") or {}
+    engine.lr_scheduler = engine._scheduler_from_config(engine.optimizer)
+
+
+def _keep_groups(engine: Any, groups: list[dict[str, Any]]) -> None:
+    """Adagrad, which ZeRO makes anew with one group of all parameters, has the settings of each group again."""
+    divided = engine.optimizer
+    inner = getattr(divided, "optimizer", None)
+    if not isinstance(inner, Adagrad):
+        return
+    # Stage 3 puts the pieces of a group in for each step, and takes them out again.
+    puts_in = hasattr(divided, "sub_group_to_group_id")
+    pieces = [[] for _ in groups] if puts_in else [[piece] for piece in inner.param_groups[0]["params"]]
+    inner.param_groups[:] = [
+        {**inner.defaults, **group, "params": own} for group, own in zip(groups, pieces, strict=True)
+    ]
+    if not puts_in:
+        divided._link_all_hp_params()  # which went by the groups
 
 
 def _free_port() -> int:

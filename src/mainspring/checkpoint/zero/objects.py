@@ -1,0 +1,33 @@
+"""DeepSpeed's own objects that its checkpoints hold, beside tensors and plain values: inert stand-ins for exactly these."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from mainspring.checkpoint.lazy_torch import Inert, read_lazily
+from mainspring.errors import CheckpointError
+
+DEEPSPEED_OBJECTS: dict[str, Any] = {
+    "deepspeed.runtime.fp16.loss_scaler.LossScaler": Inert,
+    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler": Inert,
+    "deepspeed.utils.tensor_fragment.fragment_address": Inert,
+    "deepspeed.runtime.zero.config.ZeroStageEnum": int,
+}
+"""What is made of each name."""
+
+
+def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read one of DeepSpeed's files without its tensors.
+
+    Args:
+        path: The file.
+
+    Raises:
+        CheckpointError: It is damaged, refused, or no state of DeepSpeed's.
+        OSError: The system would not read it.
+    """
+    state = read_lazily(path, DEEPSPEED_OBJECTS)
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{os.fspath(path)} holds no state of DeepSpeed's")
+    return state

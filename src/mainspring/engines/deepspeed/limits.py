@@ -1,0 +1,142 @@
+"""What DeepSpeed cannot do here, said in the words of the options."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from mainspring.arguments.deepspeed import DeepSpeedSettings
+from mainspring.engines.deepspeed.parts import FromConfiguration
+from mainspring.errors import NotAvailableError, OptionError, Problem
+from mainspring.model import is_pretrained
+from mainspring.utils.logging import get_logger
+
+logger = get_logger(__name__)
+
+
+def check_given(settings: DeepSpeedSettings, optimizer: Any, schedule: Any) -> None:
+    """Refuse an optimizer or a schedule that was passed beside one in the configuration.
+
+    Raises:
+        OptionError: Naming both.
+    """
+    problems = [
+        Problem(
+            f"deepspeed {section}", _type_of(settings.config, section), f"{name} is passed too", "choose one of them"
+        )
+        for section, name, given in (("optimizer", "an optimizer", optimizer), ("scheduler", "a schedule", schedule))
+        if given is not None and section in settings.config
+    ]
+    if problems:
+        raise OptionError(problems)
+
+
+def refuse_without_training(settings: DeepSpeedSettings) -> None:
+    """Refuse to evaluate before training where ZeRO divides only what training has.
+
+    Raises:
+        OptionError: Naming the stage.
+    """
+    if settings.stage == 3:
+        return
+    why = "without training there are no gradients and no optimizer to divide, and only stage 3 divides the weights"
+    fix = "set it to 3, evaluate after train() or with eval_on_start, or leave deepspeed out to evaluate"
+    raise OptionError([Problem("deepspeed zero_optimization.stage", settings.stage, why, fix)])
+
+
+def check_evaluation(settings: DeepSpeedSettings, dtype: torch.dtype | None) -> None:
+    """Refuse evaluations in another precision than the model's: its weights lie in buffers, and cannot be cast.
+
+    Args:
+        settings: The configuration.
+        dtype: What `bf16_full_eval` or `fp16_full_eval` asks for; None: neither is set.
+
+    Raises:
+        OptionError: Naming the option.
+    """
+    name = None if dtype is None else {torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
+    if name is None or settings.precision == name:
+        return
+    why = f"the model computes in {settings.precision} by its DeepSpeed configuration, and its weights cannot be cast"
+    raise OptionError([Problem(f"{name}_full_eval", True, why, f"set {name}.enabled to 'auto' there, or leave it out")])
+
+
+def refuse_uninitialised(model: nn.Module) -> None:
+    """Refuse a model of transformers whose class was called under `zero.Init`.
+
+    There a module's weights are divided as soon as it has made them, and the library, which initialises them when the whole
+    model is there, finds nothing to initialise: they keep what torch gives to a layer by itself.
+
+    Raises:
+        RuntimeError: It was.
+    """
+    if not is_pretrained(model) or any(getattr(p, "_is_hf_initialized", False) for p in model.parameters()):
+        return
+    wanted = getattr(getattr(model, "config", None), "initializer_range", None)
+    pieces = [getattr(m.weight, "ds_tensor", None) for m in model.modules() if isinstance(m, nn.Embedding)]
+    spread = max(
+        (float(piece.float().std()) for piece in pieces if piece is not None and piece.numel() > 1), default=0.0
+    )
+    if wanted is not None and wanted < _MEANT and spread > _TORCHS:
+        raise RuntimeError(
+            f"the weights of this {type(model).__name__} were divided by zero.Init before the library could initialise them: "
+            f"its embeddings have a standard deviation of {spread:.2f}, and its configuration wants {wanted}; make it by "
+            "from_pretrained or from_config while an HfDeepSpeedConfig is alive, or without zero.Init, and leave the division "
+            "to train()"
+        )
+
+
+_MEANT, _TORCHS = 0.3, 0.7
+"""Standard deviations: torch's own, of embeddings, is 1; what models are initialised with is far below."""
+
+
+def makes_other_norms(optimizer: Optimizer, settings: DeepSpeedSettings) -> bool:
+    """Whether ZeRO's norm is that of what the optimizer has made of the gradients, rather than theirs: so it is with Muon."""
+    found = settings.stage > 0 and type(optimizer).__name__ == "MuonWithAuxAdam"
+    limit = settings.config.get("gradient_clipping")
+    if found and limit:
+        logger.warning(
+            "max_grad_norm=%s: with Muon, DeepSpeed clips what Muon has made of the gradients, not the gradients", limit
+        )
+    return found
+
+
+@contextlib.contextmanager
+def why_not_started(config: Mapping[str, Any], optimizer: Optimizer) -> Iterator[None]:
+    """Say of an optimizer that DeepSpeed cannot make or divide which it is, and what can be taken instead."""
+    try:
+        yield
+    except _OF_OPTIMIZERS as error:
+        described = isinstance(optimizer, FromConfiguration)
+        name = _type_of(config, "optimizer") if described else type(optimizer).__name__
+        if not _is_about(error, str(name)):
+            raise
+        option = "deepspeed optimizer.type" if described else "optim"
+        raise NotAvailableError(
+            [Problem(option, name, f"DeepSpeed cannot use it here: {_first_line(error)}", _INSTEAD)]
+        ) from error
+
+
+_OF_OPTIMIZERS = (ImportError, RuntimeError, AssertionError, AttributeError, TypeError, ValueError, OSError)
+_INSTEAD = "take AdamW with torch_adam, Adam, Adagrad or Muon, or leave the section out: optim then says which"
+_CAUSES = ("optimizer", "this op", "ninja", "muon", "unexpected keyword")
+"""What DeepSpeed's own errors have in them where an optimizer is the trouble."""
+
+
+def _is_about(error: BaseException, name: str) -> bool:
+    text = str(error).lower()
+    return any(cause in text for cause in (*_CAUSES, name.lower()))
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _type_of(config: Mapping[str, Any], section: str) -> Any:
+    return (config.get(section) or {}).get("type")

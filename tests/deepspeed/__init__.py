@@ -1,0 +1,1 @@
+"""DeepSpeed, on the real engine."""

@@ -1,0 +1,120 @@
+"""What stands for DeepSpeed's optimizer and schedule, and what is refused before anything starts: no process, no engine."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from mainspring.arguments.deepspeed import DeepSpeedSettings
+from mainspring.engines.deepspeed.gradients import forget_gradients
+from mainspring.engines.deepspeed.limits import check_evaluation, refuse_without_training
+from mainspring.engines.deepspeed.parts import FromConfiguration, MovedByEngine, SteppedByEngine
+from mainspring.engines.deepspeed.states import load
+from mainspring.errors import CheckpointError, OptionError
+
+pytestmark = pytest.mark.deepspeed
+
+
+class Moves:
+    """A schedule of DeepSpeed's: each step doubles the rate."""
+
+    def __init__(self) -> None:
+        self.optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0)
+
+    def step(self) -> None:
+        self.optimizer.param_groups[0]["lr"] *= 2
+
+
+def test_the_rate_of_an_update_is_the_one_that_it_used() -> None:
+    """DeepSpeed moves its schedule inside its step; what comes after the step still reads the rate before."""
+    theirs = Moves()
+    schedule = MovedByEngine(theirs)
+    schedule.hold()
+    theirs.step()
+    assert schedule.get_last_lr() == [1.0]
+    schedule.step()
+    assert schedule.get_last_lr() == [2.0]
+
+
+def test_our_step_does_not_move_it_a_second_time() -> None:
+    """Only the engine does."""
+    schedule = MovedByEngine(Moves())
+    schedule.hold()
+    schedule.step()
+    assert schedule.get_last_lr() == [1.0]
+
+
+def test_a_described_optimizer_takes_no_steps() -> None:
+    """It is a place for groups, and for a schedule that is made early."""
+    described = FromConfiguration([{"params": [nn.Parameter(torch.ones(1))], "weight_decay": 0.0}], rate=0.5)
+    assert described.param_groups[0]["lr"] == 0.5
+    with pytest.raises(RuntimeError, match=r"from train\(\) on"):
+        described.step()
+
+
+def test_the_optimizer_inside_is_found_however_it_is_wrapped() -> None:
+    """Its groups are what a schedule of torch's writes into, and a step is the engine's."""
+    inner = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0)
+    steps: list[str] = []
+    engine = SimpleNamespace(optimizer=SimpleNamespace(optimizer=inner), step=lambda: steps.append("engine"))
+    optimizer = SteppedByEngine(engine)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5)
+    assert inner.param_groups[0]["lr"] == schedule.get_last_lr()[0] == 0.5
+    optimizer.step()
+    assert steps == ["engine"]
+    with pytest.raises(RuntimeError, match="load_checkpoint"):
+        optimizer.load_state_dict({})
+
+
+@pytest.mark.parametrize(("kind", "first"), [("DeepSpeedZeroOptimizer", -1), ("DeepSpeedZeroOptimizer_Stage3", 0)])
+def test_sums_of_half_an_update_are_forgotten(kind: str, first: int) -> None:
+    """The count of micro-batches begins where each kind begins it, so that the next one overwrites."""
+    calls: list[str] = []
+    optimizer = type(kind, (), {})()
+    optimizer.__dict__.update(
+        micro_step_id=2,
+        averaged_gradients={0: "sum"},
+        zero_grad=lambda: calls.append("parameters"),
+        reset_cpu_buffers=lambda: calls.append("host"),
+    )
+    forget_gradients(SimpleNamespace(optimizer=optimizer, zero_grad=lambda: calls.append("module")))
+    assert (optimizer.micro_step_id, optimizer.averaged_gradients) == (first, {})
+    assert calls == ["module", "parameters", "host"]
+
+
+def _settings(**config: Any) -> DeepSpeedSettings:
+    return DeepSpeedSettings(config)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_stages_without_divided_weights_do_not_evaluate_alone(stage: int) -> None:
+    """Stage 3 does."""
+    with pytest.raises(OptionError, match=rf"stage={stage}"):
+        refuse_without_training(_settings(zero_optimization={"stage": stage}))
+    refuse_without_training(_settings(zero_optimization={"stage": 3}))
+
+
+def test_evaluations_have_the_precision_of_the_configuration() -> None:
+    """Weights in DeepSpeed's buffers cannot be cast."""
+    check_evaluation(_settings(bf16={"enabled": True}), torch.bfloat16)
+    check_evaluation(_settings(), None)
+    with pytest.raises(OptionError, match="bf16_full_eval=True: the model computes in fp16"):
+        check_evaluation(_settings(fp16={"enabled": True}), torch.bfloat16)
+
+
+def test_an_optimizer_on_nvme_is_not_resumed_silently() -> None:
+    """DeepSpeed would read nothing, and say nothing: refused before it is asked, with the way out."""
+    config = {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": "there"}}}
+    with pytest.raises(CheckpointError, match="to 'cpu' to go on from this checkpoint"):
+        load(SimpleNamespace(), config, "checkpoint-1")
+
+
+def test_nothing_found_is_an_error() -> None:
+    """DeepSpeed returns None then."""
+    engine = SimpleNamespace(load_checkpoint=lambda folder: (None, {}))
+    with pytest.raises(CheckpointError, match="found no checkpoint of its own"):
+        load(engine, {}, "checkpoint-1")
