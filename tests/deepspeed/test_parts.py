@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from mainspring.arguments.deepspeed import DeepSpeedSettings
+from mainspring.engines.deepspeed import limits
 from mainspring.engines.deepspeed.gradients import forget_gradients
 from mainspring.engines.deepspeed.limits import check_evaluation, refuse_without_training
 from mainspring.engines.deepspeed.parts import FromConfiguration, MovedByEngine, SteppedByEngine
@@ -96,6 +97,16 @@ def test_stages_without_divided_weights_do_not_evaluate_alone(stage: int) -> Non
     with pytest.raises(OptionError, match=rf"stage={stage}"):
         refuse_without_training(_settings(zero_optimization={"stage": stage}))
     refuse_without_training(_settings(zero_optimization={"stage": 3}))
+
+
+@pytest.mark.parametrize(("stage", "told"), [(0, 0), (2, 1)])
+def test_optimizers_that_look_at_shapes_are_warned_of(stage: int, told: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the stage on that lays parameters out flat."""
+    warnings: list[Any] = []
+    monkeypatch.setattr(limits.logger, "warning", lambda *words: warnings.append(words))
+    for kind in (torch.optim.Adafactor, torch.optim.AdamW):
+        limits.warn_of_flattened(kind([nn.Parameter(torch.ones(1))]), _settings(zero_optimization={"stage": stage}))
+    assert [words[1] for words in warnings] == ["Adafactor"] * told
 
 
 def test_evaluations_have_the_precision_of_the_configuration() -> None:

@@ -24,6 +24,7 @@ from mainspring.engines.deepspeed.limits import (
     makes_other_norms,
     refuse_uninitialised,
     refuse_without_training,
+    warn_of_flattened,
 )
 from mainspring.engines.deepspeed.parts import FromConfiguration, MovedByEngine, SteppedByEngine
 from mainspring.engines.deepspeed.starting import begin_schedule, join, start, start_inference
@@ -104,6 +105,7 @@ class DeepSpeed(Processes):
             optimizer = SteppedByEngine(start(model, optimizer, config))
             self._hold(model, optimizer.engine)
             self._has_norm = not makes_other_norms(optimizer.inner, self.settings)
+            warn_of_flattened(optimizer.inner, self.settings)
         elif self.keeps_schedule:
             begin_schedule(self.deepspeed, config)
         moved = self.deepspeed.lr_scheduler

@@ -106,6 +106,20 @@ def makes_other_norms(optimizer: Optimizer, settings: DeepSpeedSettings) -> bool
     return found
 
 
+def warn_of_flattened(optimizer: Optimizer, settings: DeepSpeedSettings) -> None:
+    """Say of an optimizer that looks at the shapes of parameters that ZeRO leaves it none to look at."""
+    name = type(optimizer).__name__
+    if settings.stage > 0 and any(word in name.lower() for word in _LOOKS_AT_SHAPES):
+        logger.warning(
+            "%s looks at the shapes of parameters, which ZeRO lays out flat from stage 1 on: its steps are others than without "
+            "DeepSpeed",
+            name,
+        )
+
+
+_LOOKS_AT_SHAPES = ("adafactor", "galore", "apollo", "shampoo", "soap", "came")
+
+
 @contextlib.contextmanager
 def why_not_started(config: Mapping[str, Any], optimizer: Optimizer) -> Iterator[None]:
     """Say of an optimizer that DeepSpeed cannot make or divide which it is, and what can be taken instead."""
