@@ -2238,7 +2238,7 @@ class Trainer(OlderNames):
         folder = self.args.output_dir if output_dir is None else output_dir
         if self._own.evaluation_weights:
             self._show_evaluation_weights()
-        if _internal_call and self._engine.saves_shards:
+        if self._engine.keeps_pieces or (_internal_call and self._engine.saves_shards):
             self._engine.save_shards(self.model, folder)
             self._save(folder, state_dict={})
         else:
@@ -2318,10 +2318,7 @@ class Trainer(OlderNames):
         ckpt.in_any_case(*steps, partial(self._save_progress, stage))
 
     def _checkpoint_bytes(self) -> int:
-        states = [self._engine.tensors_of(self.model)]
-        if not self.args.save_only_model and self.optimizer is not None:
-            states.append(self.optimizer.state_dict())
-        return ckpt.estimate_bytes(*states)
+        return self._engine.checkpoint_bytes(self.model, None if self.args.save_only_model else self.optimizer)
 
     def _facts(self) -> ckpt.Facts:
         """What the manifest of a checkpoint written now says."""

@@ -25,3 +25,12 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("reference")
     torchrun("tests.deepspeed.worker_reference", str(out))
     return out
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes have found out of checkpoints."""
+    pytest.importorskip("deepspeed")
+    out = tmp_path_factory.mktemp("checkpoints")
+    torchrun("tests.deepspeed.worker_checkpoints", str(out), "checkpoints")
+    return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +15,7 @@ from mainspring.engines.deepspeed import limits
 from mainspring.engines.deepspeed.gradients import forget_gradients
 from mainspring.engines.deepspeed.limits import check_evaluation, refuse_without_training
 from mainspring.engines.deepspeed.parts import FromConfiguration, MovedByEngine, SteppedByEngine
-from mainspring.engines.deepspeed.states import load
+from mainspring.engines.deepspeed.states import is_own, load
 from mainspring.errors import CheckpointError, OptionError
 
 pytestmark = pytest.mark.deepspeed
@@ -117,15 +118,19 @@ def test_evaluations_have_the_precision_of_the_configuration() -> None:
         check_evaluation(_settings(fp16={"enabled": True}), torch.bfloat16)
 
 
-def test_an_optimizer_on_nvme_is_not_resumed_silently() -> None:
-    """DeepSpeed would read nothing, and say nothing: refused before it is asked, with the way out."""
-    config = {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": "there"}}}
-    with pytest.raises(CheckpointError, match="to 'cpu' to go on from this checkpoint"):
-        load(SimpleNamespace(), config, "checkpoint-1")
+def test_deepspeed_reads_nothing_into_an_optimizer_on_nvme(tmp_path: Path) -> None:
+    """And says nothing of it: it is not asked, except for a universal checkpoint."""
+    (tmp_path / "latest").write_text("global_step1")
+    engine = SimpleNamespace(load_universal_checkpoint=lambda: False, zero_nvme_offload_optimizer=lambda: True)
+    assert not is_own(engine, str(tmp_path))
 
 
 def test_nothing_found_is_an_error() -> None:
     """DeepSpeed returns None then."""
-    engine = SimpleNamespace(load_checkpoint=lambda folder: (None, {}))
+    engine = SimpleNamespace(
+        load_checkpoint=lambda folder, load_module_strict: (None, {}),
+        load_universal_checkpoint=lambda: False,
+        _config=SimpleNamespace(load_universal_checkpoint=False),
+    )
     with pytest.raises(CheckpointError, match="found no checkpoint of its own"):
-        load(engine, {}, "checkpoint-1")
+        load(engine, nn.Linear(1, 1), "checkpoint-1")

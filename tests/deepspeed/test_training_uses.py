@@ -164,11 +164,10 @@ def test_plain_and_divided_runs_take_turns_in_one_process(trained: Path) -> None
 # ---- saving and loading ----
 
 
-@pytest.mark.parametrize("stage", [2, 3])
-@pytest.mark.parametrize("gathers", [True, False])
+@pytest.mark.parametrize(("stage", "gathers"), [(2, True), (2, False), (3, True)])
 @pytest.mark.parametrize("half", [True, False])
 def test_saved_models_are_whole(stage: int, gathers: bool, half: bool, trained: Path) -> None:
-    """`save_model` gathers, whatever checkpoints do; the weights are those that were trained, in their precision."""
+    """But at stage 3 without whole weights in the configuration; they are those that were trained, in their precision."""
     note = found(trained, "saved_models")[f"{stage}-{gathers}-{half}"]
     assert "model.safetensors" in note["files"]
     assert note["kind"] == ["torch.bfloat16" if half else "torch.float32"]
@@ -200,7 +199,7 @@ def test_checkpoints_of_the_model_only(trained: Path) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_checkpoint_without_deepspeed_is_gone_on_from(stage: str, trained: Path) -> None:
-    """Its weights reach the copies that the optimizer steps; its optimizer starts afresh."""
+    """Its weights reach the copies that the optimizer steps, and so does what its optimizer remembers."""
     every = found(trained, "from_plain")
     _same(every[stage], every["0"])
     assert every[stage]["loss"][:3] == pytest.approx(alone()["loss"][:3], rel=5e-5)

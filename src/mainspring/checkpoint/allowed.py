@@ -27,6 +27,14 @@ _BESIDE_THEM = (
     "pathlib._local.WindowsPath",
 )
 
+DEEPSPEED_GLOBALS = (
+    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
+    "deepspeed.utils.tensor_fragment.fragment_address",
+    "deepspeed.runtime.zero.config.ZeroStageEnum",
+)
+"""DeepSpeed's own objects in its files, beside tensors and plain values; making one does nothing."""
+
 
 def safe_globals() -> list[Any]:
     """Return what `load_torch` allows beyond what torch allows: numpy's random state, numbers, texts and arrays."""
@@ -43,6 +51,11 @@ def torch_globals() -> frozenset[str]:
 
     added = (*safe_globals(), *torch.serialization.get_safe_globals())
     return frozenset({*_get_allowed_globals(), *map(_name, added)})
+
+
+def deepspeed_globals() -> frozenset[str]:
+    """Return what a file of DeepSpeed's own checkpoints may refer to."""
+    return torch_globals() | frozenset(DEEPSPEED_GLOBALS)
 
 
 def metadata_globals() -> frozenset[str]:

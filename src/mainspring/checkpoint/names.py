@@ -19,6 +19,9 @@ FSDP_WEIGHTS_NAME = f"{FSDP_MODEL_NAME}.bin"
 SHARDED_MODEL_FOLDER = f"{FSDP_MODEL_NAME}_0"
 SHARDED_OPTIMIZER_FOLDER = "optimizer_0"
 
+# DeepSpeed's own checkpoints: the file that names the folder of the pieces.
+DEEPSPEED_LATEST_NAME = "latest"
+
 OPTIMIZER_NAME = "optimizer.pt"
 OPTIMIZER_NAME_BIN = "optimizer.bin"
 SCHEDULER_NAME = "scheduler.pt"

@@ -7,7 +7,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from mainspring.checkpoint.contents import Contents
-from mainspring.checkpoint.names import OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, SHARDED_OPTIMIZER_FOLDER
+from mainspring.checkpoint.names import (
+    DEEPSPEED_LATEST_NAME,
+    OPTIMIZER_NAME,
+    OPTIMIZER_NAME_BIN,
+    SHARDED_OPTIMIZER_FOLDER,
+)
 from mainspring.checkpoint.pickles import METADATA_SUFFIX
 from mainspring.checkpoint.torch_files import load_torch
 
@@ -47,11 +52,15 @@ def load_optimizer(model: nn.Module, optimizer: Optimizer, folder: str | os.Path
 
 
 def whole_optimizer(contents: Contents) -> dict[str, Any] | None:
-    """The state that lies in one file, by numbers or by names; None: there is none."""
+    """The state that lies in one file, or in those of DeepSpeed, by numbers or by names; None: there is none."""
     for name in (OPTIMIZER_NAME, OPTIMIZER_NAME_BIN):
         if file := contents.file(name):
             return dict(load_torch(file))
-    return None
+    if contents.file(DEEPSPEED_LATEST_NAME) is None:
+        return None
+    from mainspring.checkpoint.zero import read_all, zero_optimizer
+
+    return dict(read_all(zero_optimizer(contents)))
 
 
 def is_numbered(state: Mapping[str, Any]) -> bool:

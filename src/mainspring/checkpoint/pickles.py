@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-from mainspring.checkpoint.allowed import metadata_globals, torch_globals
+from mainspring.checkpoint.allowed import deepspeed_globals, metadata_globals, torch_globals
 from mainspring.checkpoint.names import TRAINING_ARGS_NAME
 from mainspring.checkpoint.opcodes import MalformedPickleError, Scan
 from mainspring.checkpoint.torch_zip import LEGACY_START, ZIP_START, data_pickle, mentions_pickle
@@ -31,6 +31,8 @@ StrPath = str | os.PathLike[str]
 
 METADATA_SUFFIX = ".metadata"
 SHARD_SUFFIX = ".distcp"
+DEEPSPEED_SUFFIXES = ("_model_states.pt", "_optim_states.pt")
+DEEPSPEED_FOLDER = "zero"  # of its universal checkpoints, with the state that is nobody's among folders of parameters
 # Names by which somebody unpickles. Such a file is also refused for being no pickle that can be followed.
 _PICKLED = frozenset({".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"})
 _LEGACY_PICKLES = 5  # that follow each other in a file of torch's older format
@@ -254,7 +256,8 @@ def _in_file(path: Path) -> list[tuple[Path, list[str]]]:
 def _rules(file: Path) -> Rules:
     if file.name.endswith(METADATA_SUFFIX):
         return Rules(metadata_globals(), storages=False)
-    return Rules(torch_globals(), certain=file.suffix in _PICKLED)
+    of_deepspeed = file.name.endswith(DEEPSPEED_SUFFIXES) or file.parent.name == DEEPSPEED_FOLDER
+    return Rules(deepspeed_globals() if of_deepspeed else torch_globals(), certain=file.suffix in _PICKLED)
 
 
 def _files(root: Path) -> Iterator[Path]:

@@ -22,8 +22,9 @@ logger = logging.getLogger(__name__)
 _UNPICKLED = re.compile(
     r"(optimizer|scheduler|scaler|callbacks|data_position\w*)\.(pt|bin)|rng_state\w*\.pth"
     r"|(.*/)?(pytorch|adapter)_model.*\.bin|(pytorch_model_fsdp|optimizer)_0/(\.metadata|.*\.distcp)"
+    r"|[^/]+/([^/]+_(model|optim)_states|zero/.*)\.pt"
 )
-"""Files that a resumed run reads as pickles."""
+"""Files that a resumed run reads as pickles, itself or through DeepSpeed."""
 
 
 def resolve(wanted: str | os.PathLike[str] | bool | None, output_dir: str | os.PathLike[str]) -> str | None:

@@ -27,6 +27,7 @@ from mainspring.checkpoint.disk import as_os_errors
 from mainspring.checkpoint.names import (
     ADAPTER_SAFE_WEIGHTS_NAME,
     ADAPTER_WEIGHTS_NAME,
+    DEEPSPEED_LATEST_NAME,
     FSDP_WEIGHTS_NAME,
     MANIFEST_NAME,
     SAFE_WEIGHTS_INDEX_NAME,
@@ -113,9 +114,9 @@ def save_model(
 def load_weights(model: nn.Module, folder: str | os.PathLike[str]) -> LoadReport:
     """Load the weights in `folder` into the parameters of `model`.
 
-    Looks, in this order, for: the adapters, where the model has some; `model.safetensors`; `pytorch_model.bin`; their indexed
-    forms; what FSDP leaves, which is `pytorch_model_fsdp.bin` or a folder of shards. Pickled files are read with
-    `weights_only=True`.
+    Looks, in this order, for: the adapters, where the model has some; the pieces of DeepSpeed, which are in full precision;
+    `model.safetensors`; `pytorch_model.bin`; their indexed forms; what FSDP leaves, which is `pytorch_model_fsdp.bin` or a
+    folder of shards. Pickled files are read with `weights_only=True`, those of DeepSpeed without executing anything.
 
     Args:
         model: The model, wrapped or not. Its parameters are written in place: objects, devices, dtypes and what is
@@ -134,12 +135,11 @@ def load_weights(model: nn.Module, folder: str | os.PathLike[str]) -> LoadReport
     adapters = adapter_folders(bare, contents) if has_adapters(bare) else {}
     if adapters:
         return LoadReport(*load_adapters(bare, adapters))
-    files = weight_files(contents)
-    if not files:
+    if not is_zero_checkpoint(contents) and not weight_files(contents):
         raise CheckpointError(_nothing_found(contents, has_adapters(bare)))
-    report = _load_files(bare, files)
+    report = _load_files(bare, weight_pieces(contents))
     if is_pretrained(bare) and report.missing and report.unexpected:
-        return _load_converted(bare, files, report)
+        return _load_converted(bare, contents, report)
     return report
 
 
@@ -274,10 +274,36 @@ def _shards(index: Path, contents: Contents) -> list[Path]:
     return [index.parent / name for name in names]
 
 
-def _all_pieces(files: Iterable[Path]) -> Iterator[tuple[Path, StateDict]]:
-    for file in files:
+def is_zero_checkpoint(contents: Contents) -> bool:
+    """Whether DeepSpeed wrote a checkpoint, or a part of it."""
+    return contents.file(DEEPSPEED_LATEST_NAME) is not None
+
+
+def weight_pieces(contents: Contents) -> Iterator[tuple[Path, StateDict]]:
+    """Yield a model's weights by their names on the disk, in pieces of some size, and where each is from.
+
+    Raises:
+        CheckpointError: A file is damaged or refused.
+    """
+    if is_zero_checkpoint(contents):
+        for piece in _limited(_of_zero(contents)):
+            yield contents.root, piece
+        return
+    for file in weight_files(contents):
         for piece in _pieces(file):
             yield file, piece
+
+
+def _of_zero(contents: Contents) -> Iterator[tuple[str, Any]]:
+    from mainspring.checkpoint.zero import zero_weights
+
+    found = zero_weights(contents.root)
+    names: dict[str, list[str]] = {name: [name] for name in found.tensors}
+    for name, owner in found.aliases.items():
+        names[owner].append(name)
+    for owner, value in found.tensors.items():
+        tensor = value.read()
+        yield from ((name, tensor) for name in names[owner])
 
 
 def _pieces(file: Path) -> Iterator[StateDict]:
@@ -287,8 +313,12 @@ def _pieces(file: Path) -> Iterator[StateDict]:
         return
     from mainspring.checkpoint.sharded.streaming import stream_shards  # needs torch's distributed checkpoints
 
+    yield from _limited(stream_shards(file, "model"))
+
+
+def _limited(values: Iterable[tuple[str, Any]]) -> Iterator[StateDict]:
     piece: dict[str, Any] = {}
-    for name, value in stream_shards(file, "model"):
+    for name, value in values:
         piece[name] = value
         if sum(tensor.nbytes for tensor in piece.values() if isinstance(tensor, Tensor)) > _PIECE:
             yield piece
@@ -305,11 +335,11 @@ def _read(file: Path) -> StateDict:
         raise CheckpointError(f"{file} could not be read: {error}") from error
 
 
-def _load_files(model: nn.Module, files: Iterable[Path]) -> LoadReport:
+def _load_files(model: nn.Module, pieces: Iterable[tuple[Path, StateDict]]) -> LoadReport:
     found: set[str] = set()
     unexpected: list[str] = []
     file = Path()
-    for file, state in _all_pieces(files):  # one in memory at a time
+    for file, state in pieces:  # one in memory at a time
         if not all(name in model.state_dict() for name in state):
             state = without_wrapper_prefix(state)
         unexpected += _copy_into(model, state, file)
@@ -347,7 +377,7 @@ def _missing(model: nn.Module, found: set[str]) -> list[str]:
     return [name for name, value in own.items() if id(value) not in loaded and name not in left_out]
 
 
-def _load_converted(model: nn.Module, files: list[Path], report: LoadReport) -> LoadReport:
+def _load_converted(model: nn.Module, contents: Contents, report: LoadReport) -> LoadReport:
     """Load weights whose names on disk differ from the model's.
 
     transformers stores some architectures in the layout they were published in (a tensor per expert) and joins the tensors
@@ -358,13 +388,13 @@ def _load_converted(model: nn.Module, files: list[Path], report: LoadReport) -> 
         other, info = type(model).from_pretrained(  # type: ignore[attr-defined]
             None,
             config=model.config,
-            state_dict={name: value for _, piece in _all_pieces(files) for name, value in piece.items()},
+            state_dict={name: value for _, piece in weight_pieces(contents) for name, value in piece.items()},
             dtype=model.dtype,
             output_loading_info=True,
         )
     lacking = set(info["missing_keys"])
     state = {name: value for name, value in other.state_dict().items() if name not in lacking}
-    _copy_into(model, state, files[0].parent)
+    _copy_into(model, state, contents.root)
     missing = _missing(model, set(state))
     if len(missing) >= len(report.missing):  # nothing was joined: the names really differ
         return report

@@ -343,6 +343,16 @@ class SingleProcess:
         """The modules of the model have their own names, for one that picks by them what it saves."""
         return _NOTHING
 
+    @property
+    def keeps_pieces(self) -> bool:
+        """Whether the weights stay in pieces, by `save_shards`, wherever they are saved, and not in checkpoints alone."""
+        return False
+
+    def checkpoint_bytes(self, model: nn.Module, optimizer: Optimizer | None) -> int:
+        """About how many bytes a checkpoint takes; `optimizer` is None where its state is left out."""
+        states = [] if optimizer is None else [optimizer.state_dict()]
+        return ckpt.estimate_bytes(self.tensors_of(model), *states)
+
     def save_shards(self, model: nn.Module, folder: str) -> None:
         """Write each process's pieces of the weights; only where `saves_shards`."""
         raise NotImplementedError

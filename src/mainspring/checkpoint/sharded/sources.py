@@ -1,7 +1,7 @@
 """An optimizer's state out of a checkpoint, in whatever form it has it, where each process is to hold shards of it.
 
 The forms are those of this library and of the reference: whole and by numbers (`optimizer.pt`), whole and by names
-(`optimizer.bin`), in shards.
+(`optimizer.bin`), in shards, in DeepSpeed's pieces.
 """
 
 from __future__ import annotations
@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING, Any
 from torch import distributed as dist, nn
 
 from mainspring.checkpoint.contents import Contents
-from mainspring.checkpoint.names import OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, SHARDED_OPTIMIZER_FOLDER
+from mainspring.checkpoint.names import (
+    DEEPSPEED_LATEST_NAME,
+    OPTIMIZER_NAME,
+    OPTIMIZER_NAME_BIN,
+    SHARDED_OPTIMIZER_FOLDER,
+)
 from mainspring.checkpoint.optimizer_files import whole_optimizer
 from mainspring.checkpoint.pickles import METADATA_SUFFIX
 from mainspring.checkpoint.sharded.optimizers import load_optimizer_shards, put_optimizer_state
@@ -42,7 +47,7 @@ def load_optimizer_across(model: nn.Module, optimizer: Optimizer, folder: str | 
     if shards.file(METADATA_SUFFIX) is not None:
         load_optimizer_shards(model, optimizer, shards.root)
         return True
-    if not any(contents.file(name) for name in (OPTIMIZER_NAME, OPTIMIZER_NAME_BIN)):
+    if not any(contents.file(name) for name in (OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, DEEPSPEED_LATEST_NAME)):
         return False
     put_optimizer_state(model, optimizer, _by_main(lambda: whole_optimizer(contents)) or {})
     return True

@@ -14,11 +14,13 @@ steps; together with the shapes that the model's file lists they are the weights
 | `partitions` | which values in which file are a parameter's? |
 | `offloaded` | and where an optimizer had them on NVMe? |
 | `weights` | what is the whole model? |
+| `moments` | what does the optimizer remember of each? |
 | `universal` | and where a checkpoint was made independent of the number of processes? |
 | `whole` | DeepSpeed's functions for it |
 """
 
-from mainspring.checkpoint.zero.layout import is_zero_checkpoint
+from mainspring.checkpoint.weights import is_zero_checkpoint
+from mainspring.checkpoint.zero.moments import read_all, zero_optimizer, zero_progress
 from mainspring.checkpoint.zero.objects import DEEPSPEED_OBJECTS
 from mainspring.checkpoint.zero.weights import ZeroWeights, zero_weights
 from mainspring.checkpoint.zero.whole import (
@@ -32,5 +34,8 @@ __all__ = [
     "get_fp32_state_dict_from_zero_checkpoint",
     "is_zero_checkpoint",
     "load_state_dict_from_zero_checkpoint",
+    "read_all",
+    "zero_optimizer",
+    "zero_progress",
     "zero_weights",
 ]

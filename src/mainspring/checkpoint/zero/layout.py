@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mainspring.checkpoint.contents import Contents
+from mainspring.checkpoint.names import DEEPSPEED_LATEST_NAME
+from mainspring.checkpoint.pickles import DEEPSPEED_FOLDER, DEEPSPEED_SUFFIXES
 from mainspring.errors import CheckpointError
 
-LATEST_NAME = "latest"
-UNIVERSAL_FOLDER = "zero"
-_MODEL_SUFFIX = "_model_states.pt"
-_OPTIMIZER_SUFFIX = "_optim_states.pt"
+UNIVERSAL_FOLDER = DEEPSPEED_FOLDER
+_MODEL_SUFFIX, _OPTIMIZER_SUFFIX = DEEPSPEED_SUFFIXES
 _RANK = re.compile(r"(?:(?:bf16|fp16)_)?zero_pp_rank_(?P<rank>\d+)_mp_rank_(?P<mp>\d+)(?:_model|_optim)_states\.pt")
 _WHOLE_MODEL = re.compile(r"mp_rank_(?P<mp>\d+)_model_states\.pt")
 _OTHER_MODEL = re.compile(r"layer_.*|(?:.*_)?expert_.*|expp_rank_.*")
@@ -36,11 +36,6 @@ class Layout:
     universal: Path | None = None
 
 
-def is_zero_checkpoint(contents: Contents) -> bool:
-    """Whether a checkpoint, or a part of it, was written by DeepSpeed."""
-    return contents.file(LATEST_NAME) is not None
-
-
 def layout_of(contents: Contents, tag: str | None = None) -> Layout:
     """Find the files.
 
@@ -53,7 +48,8 @@ def layout_of(contents: Contents, tag: str | None = None) -> Layout:
     """
     name = _tag(contents) if tag is None else tag
     if not name or Path(name).name != name or name in (".", ".."):
-        raise CheckpointError(f"{name!r} is not the name of a folder in {contents.root}")
+        said = f"{name!r}, in its file {DEEPSPEED_LATEST_NAME!r}," if tag is None else repr(name)
+        raise CheckpointError(f"{said} is not the name of a folder in {contents.root}")
     inner = contents.below(name)
     if not inner.root.is_dir():
         raise CheckpointError(f"{inner.root} does not exist")
@@ -68,9 +64,11 @@ def layout_of(contents: Contents, tag: str | None = None) -> Layout:
 
 
 def _tag(contents: Contents) -> str:
-    latest = contents.file(LATEST_NAME)
+    latest = contents.file(DEEPSPEED_LATEST_NAME)
     if latest is None:
-        raise CheckpointError(f"{contents.root} has no file {LATEST_NAME!r}, which names the folder with the weights")
+        raise CheckpointError(
+            f"{contents.root} has no file {DEEPSPEED_LATEST_NAME!r}, which names the folder with the weights"
+        )
     try:
         return latest.read_text(encoding="utf-8").strip()
     except UnicodeDecodeError as error:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from mainspring.checkpoint.allowed import DEEPSPEED_GLOBALS
 from mainspring.checkpoint.lazy_torch import Inert, read_lazily
 from mainspring.errors import CheckpointError
 
 DEEPSPEED_OBJECTS: dict[str, Any] = {
-    "deepspeed.runtime.fp16.loss_scaler.LossScaler": Inert,
-    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler": Inert,
-    "deepspeed.utils.tensor_fragment.fragment_address": Inert,
+    **dict.fromkeys(DEEPSPEED_GLOBALS, Inert),
     "deepspeed.runtime.zero.config.ZeroStageEnum": int,
 }
 """What is made of each name."""

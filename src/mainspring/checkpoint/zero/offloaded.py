@@ -17,7 +17,8 @@ from mainspring.checkpoint.zero.partitions import Shapes
 from mainspring.errors import CheckpointError
 
 _FOLDER = "offloaded_tensors"
-_PATTERN = "[0-9]*_[0-9]*.tensor.swp"
+_SUFFIX = ".tensor.swp"
+_PATTERN = f"[0-9]*_[0-9]*{_SUFFIX}"
 _FILLING = 1 << 16  # bytes that are filled up at most: 1024 for each thread of DeepSpeed's reading and writing
 _DTYPE = torch.float32
 
@@ -51,6 +52,24 @@ def with_offloaded(
             f"{folder} lacks a file of the optimizer's numbers that were on NVMe, beside {used[0].name}"
         )
     return found
+
+
+def offloaded_state(weight: InFiles, kind: str) -> InFiles:
+    """Return what an optimizer that was on NVMe remembers beside a part of the weights.
+
+    Args:
+        weight: The part, from such a file.
+        kind: What it remembers: "exp_avg".
+
+    Raises:
+        CheckpointError: There is no file of it.
+    """
+    beside = weight.runs[0].file
+    file = beside.with_name(f"{kind}-{beside.name}")
+    size = weight.numel() * _DTYPE.itemsize
+    if not beside.name.endswith(_SUFFIX) or not file.is_file() or file.stat().st_size < size:
+        raise CheckpointError(f"{beside.parent} lacks a file of the optimizer's numbers that were on NVMe: {file.name}")
+    return InFiles(weight.shape, _DTYPE, (Run(file, 0, weight.numel()),))
 
 
 def _found(folder: Path, files: Sequence[Path], count: int) -> InFiles:

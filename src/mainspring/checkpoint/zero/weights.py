@@ -108,7 +108,7 @@ def _trained(layout: Layout, model: _State) -> tuple[int, dict[str, InFiles]]:
         raise CheckpointError(
             f"{layout.folder} holds what {len(states)} processes wrote of the optimizer, and there were {written}"
         )
-    stage = _stage(states[0])
+    stage = stage_of(states[0])
     shapes = model["param_shapes"]
     if stage == 3:
         parts = [
@@ -120,7 +120,8 @@ def _trained(layout: Layout, model: _State) -> tuple[int, dict[str, InFiles]]:
     return stage, cut_groups(shapes, parts, states[0].get("param_alignment_paddings"))
 
 
-def _stage(state: _State) -> int:
+def stage_of(state: _State) -> int:
+    """Return the stage of ZeRO that wrote an optimizer's state."""
     # DeepSpeed's optimizer for bf16 divides as stage 1 does, and does not say so.
     return int(state.get("zero_stage", 1))
 

@@ -6,7 +6,10 @@
 | `starting` | how do the processes join, be it one alone, and how are DeepSpeed's engines started? |
 | `parts` | what stands for an optimizer or schedule that DeepSpeed makes, steps and moves? |
 | `gradients` | how is half an update forgotten? |
-| `states` | what do checkpoints hold, and how are they read back? |
+| `states` | which checkpoints does DeepSpeed read by itself, and what do they hold? |
+| `adopting` | how are the others put into its pieces? |
+| `pieces` | where is what belongs to a parameter? |
+| `files` | how are its files written and read? |
 | `leaving` | when is a model DeepSpeed's no longer? |
 | `limits` | what cannot be, and how is it said? |
 """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,8 @@ from mainspring.arguments.deepspeed.hf import hidden_size
 from mainspring.arguments.deepspeed.shown import table
 from mainspring.engines.base import EngineOptions
 from mainspring.engines.deepspeed import states
+from mainspring.engines.deepspeed.adopting import adopt_optimizer, adopt_weights, mend_universal
+from mainspring.engines.deepspeed.files import save_pieces
 from mainspring.engines.deepspeed.gradients import forget_gradients
 from mainspring.engines.deepspeed.leaving import Leaving
 from mainspring.engines.deepspeed.limits import (
@@ -29,12 +31,19 @@ from mainspring.engines.deepspeed.limits import (
 from mainspring.engines.deepspeed.parts import FromConfiguration, MovedByEngine, SteppedByEngine
 from mainspring.engines.deepspeed.starting import begin_schedule, join, start, start_inference
 from mainspring.engines.processes import Processes, refuse_frozen
+from mainspring.model import is_peft
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from mainspring.engines.accelerator import MainspringAccelerator
 
+logger = logging.getLogger(__name__)
+
+_IN_PIECES = (
+    "what is saved holds the weights in pieces, one for each process: `mainspring export` makes whole ones of such a folder, and "
+    "so does its zero_to_fp32.py; stage3_gather_16bit_weights_on_model_save=true saves them whole from the beginning"
+)
 _COMPUTES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -62,6 +71,9 @@ class DeepSpeed(Processes):
         self._has_norm = True
         self._norm: Tensor | None = None
         self._loaded: str | None = None
+        self._stepped: SteppedByEngine | None = None
+        self._told_of_pieces = False
+        self._saved_to: str | None = None
 
     # ---- the model ----
 
@@ -102,7 +114,8 @@ class DeepSpeed(Processes):
         config = self.settings.completed(hidden_size(model), *steps)
         if not (isinstance(optimizer, SteppedByEngine) and optimizer.engine is self.deepspeed):
             self._leave()
-            optimizer = SteppedByEngine(start(model, optimizer, config))
+            members = [list(group["params"]) for group in optimizer.param_groups if group["params"]]
+            optimizer = SteppedByEngine(start(model, optimizer, config), members)
             self._hold(model, optimizer.engine)
             self._has_norm = not makes_other_norms(optimizer.inner, self.settings)
             warn_of_flattened(optimizer.inner, self.settings)
@@ -110,7 +123,7 @@ class DeepSpeed(Processes):
             begin_schedule(self.deepspeed, config)
         moved = self.deepspeed.lr_scheduler
         self._schedule = None if moved is None else MovedByEngine(moved)
-        self._loaded = None
+        self._loaded, self._stepped = None, optimizer
         return self.deepspeed, optimizer, self._schedule
 
     def _leave(self) -> None:
@@ -118,7 +131,7 @@ class DeepSpeed(Processes):
         if self.deepspeed is not None:
             self._check_kept()
             self.deepspeed.destroy()
-            self.deepspeed = None
+            self.deepspeed = self._stepped = None
 
     def _hold(self, model: nn.Module, engine: Any) -> None:
         self.deepspeed = engine
@@ -225,23 +238,48 @@ class DeepSpeed(Processes):
         self._check_kept()
         return states.whole_weights(self.deepspeed)
 
+    @property
+    def keeps_pieces(self) -> bool:
+        """Stage 3 gathers only where the configuration says so; without an optimizer there are no pieces to be saved."""
+        return self.saves_shards and self._stepped is not None
+
     def save_shards(self, model: nn.Module, folder: str) -> None:
-        """The pieces are saved with the optimizer's."""
+        """Write DeepSpeed's own checkpoint, which holds the weights in pieces."""
+        self._check_kept()
+        if self.saves_shards and not self._told_of_pieces:
+            self._told_of_pieces = True
+            logger.warning(_IN_PIECES)
+        self._saved_to = folder  # also where it fails here: the others have met for it
+        save_pieces(self.deepspeed, folder, is_peft(model))
 
     def save_optimizer(self, model: nn.Module, optimizer: Optimizer, folder: str, writes: bool) -> None:
         """Write DeepSpeed's own checkpoint: the pieces of weights, optimizer and schedule."""
-        self._check_kept()
-        self.deepspeed.save_checkpoint(folder)
+        if not (self.saves_shards and self._saved_to == folder):  # where they came with the weights
+            self.save_shards(model, folder)
+
+    def checkpoint_bytes(self, model: nn.Module, optimizer: Optimizer | None) -> int:
+        """The pieces of all processes, and the weights beside them."""
+        return states.checkpoint_bytes(self.deepspeed, model, optimizer, whole=not self.saves_shards)
 
     def load_weights(self, model: nn.Module, folder: str) -> ckpt.LoadReport:
         """Load a checkpoint's weights; of DeepSpeed's own, all that it holds."""
         self._check_kept()
-        if not os.path.exists(os.path.join(folder, "latest")):
-            return states.load_whole(self.deepspeed, model, folder)
-        states.load(self.deepspeed, self.settings.config, folder)
-        self._loaded = folder
-        return ckpt.LoadReport()
+        self._loaded = None
+        if self._stepped is not None and states.is_own(self.deepspeed, folder):
+            if states.load(self.deepspeed, model, folder):
+                mend_universal(self._stepped, model, folder)
+            self._loaded = folder
+            return ckpt.LoadReport()
+        report = states.load_whole(self.deepspeed, model, folder)
+        if self._stepped is not None and (
+            self.settings.precision != "fp32" or self.deepspeed.zero_nvme_offload_optimizer()
+        ):
+            adopt_weights(self._stepped, model, folder)
+        return report
 
     def load_optimizer(self, model: nn.Module, optimizer: Optimizer, folder: str) -> bool:
-        """It came with the weights."""
-        return self._loaded == folder
+        """It came with the weights, where DeepSpeed itself read them; else it is put into the pieces."""
+        if self._loaded == folder:
+            return True
+        assert self._stepped is not None
+        return adopt_optimizer(self._stepped, model, folder)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from torch.nn import Parameter
 from torch.optim import Optimizer
 
 
@@ -33,11 +34,13 @@ class SteppedByEngine(Optimizer):
 
     Args:
         engine: The `DeepSpeedEngine`.
+        members: The model's parameters in each group, of which the pieces are.
     """
 
-    def __init__(self, engine: Any) -> None:
+    def __init__(self, engine: Any, members: Sequence[Sequence[Parameter]] = ()) -> None:
         # A view of another optimizer: no parameters of its own, which torch's constructor would ask for.
         self.engine = engine
+        self.members = members
         self.defaults = self.inner.defaults
 
     @property

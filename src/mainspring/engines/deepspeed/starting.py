@@ -11,6 +11,7 @@ import torch
 from torch import distributed as dist, nn
 from torch.optim import Adagrad, Optimizer
 
+from mainspring.engines.deepspeed.files import watch_files
 from mainspring.engines.deepspeed.limits import why_not_started
 from mainspring.engines.deepspeed.parts import FromConfiguration
 from mainspring.errors import NotAvailableError, Problem
@@ -69,6 +70,7 @@ def start(model: nn.Module, optimizer: Optimizer, config: dict[str, Any]) -> Any
             config=config,
         )
     _keep_groups(engine, groups)
+    watch_files(engine)
     return engine
 
 
