@@ -9,7 +9,6 @@ import pytest
 
 from mainspring import Trainer, TrainingArguments
 from mainspring.errors import NotAvailableError
-from mainspring.metrics import TrainerMemoryTracker
 from tests.helpers import data, models
 
 
@@ -56,9 +55,3 @@ def test_an_override_that_measures_memory_itself_runs(tmp_path: Path) -> None:
 
     metrics = trainer_in(tmp_path, Measured).train().metrics
     assert not any("_mem_" in name for name in metrics)
-
-
-def test_memory_that_is_asked_for_is_refused() -> None:
-    with pytest.raises(NotAvailableError, match="skip_memory_metrics=False: memory is not measured yet"):
-        TrainerMemoryTracker()
-    assert TrainerMemoryTracker(skip_memory_metrics=True).skip_memory_metrics
