@@ -82,6 +82,8 @@ CANDIDATES = (
     0.5,
     "text",
     "key=1",
+    "2:4",
+    "underflow_overflow",
     ["loss"],
     ["text"],
     {"key": 1},
@@ -89,6 +91,7 @@ CANDIDATES = (
     {"non_blocking": True},
     {"version": 1},
     {"tp_size": 2},
+    {"use_reentrant": True},
     ["SIGTERM"],
 )
 BESIDES: tuple[dict[str, Any], ...] = ({}, {"dataloader_num_workers": 1}, {"eval_strategy": "steps"})

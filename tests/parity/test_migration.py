@@ -20,7 +20,7 @@ pytestmark = [
 EXACT = Side("compat 5", "mainspring", {"compat": "5"})
 DEFAULT = Side("defaults", "mainspring")
 
-TIMES = ("runtime", "per_second")
+TIMES = ("runtime", "per_second", "wait_fraction")
 MODELS: dict[str, tuple[Callable[[], Any], Callable[[int, int], list[Any]], Any, int]] = {
     "language model": (lambda: models.tiny_gpt2(dropout=0.1), data.ragged_text, data.collate_text, 2),
     "classifier": (lambda: models.tiny_bert(dropout=0.1), data.sentences, None, 1),
