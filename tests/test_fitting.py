@@ -8,6 +8,7 @@ import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -114,6 +115,57 @@ def test_an_update_in_pieces_is_the_update(case: str, accumulation: int, tmp_pat
     whole.train()
     cut.train()
     assert max(whole.model.passes) == 8
+    assert cut._progress.pieces == 4
+    assert_same(cut, whole)
+
+
+def mean_of_their_own(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+    """Not a number, and nor is its gradient, where nothing is labelled."""
+    kept = labels != data.IGNORED
+    picked = outputs["logits"].log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+    return -(picked * kept).sum() / kept.sum()
+
+
+@pytest.mark.parametrize("compat", ["none", "5"])
+def test_a_mean_that_is_handed_items_in_vain_has_no_piece_without_labels(compat: str, tmp_path: Path) -> None:
+    rows = data.ragged_text(24, seed=3)
+    for row in rows[:2]:
+        row["labels"] = torch.full_like(row["labels"], data.IGNORED)
+    more = {"compute_loss_func": mean_of_their_own, "train_dataset": rows}
+    options = {"train_sampling_strategy": "sequential", "compat": compat, "more": more}
+    whole = build(tmp_path / "whole", **options)
+    cut = build(tmp_path / "cut", fails=more_than(3), **options)
+    whole.train()
+    cut.train()
+    assert_same(cut, whole)
+
+
+class Router(Tokens):
+    """Adds a mean over its rows to a sum over the labels of the update, as mixtures of experts do."""
+
+    def forward(self, num_items_in_batch: Any = None, **inputs: Any) -> dict[str, Any]:
+        outputs = super().forward(**inputs)
+        balance = self.words(inputs["input_ids"]).square().mean()
+        labels = inputs["labels"]
+        loss = items_of_mean(
+            outputs, labels, (labels != data.IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+        )
+        return {**outputs, "loss": loss + 0.5 * balance, "aux_loss": balance}
+
+
+class OfRouter(Kwargs):
+    config = SimpleNamespace(router_aux_loss_coef=0.5)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("compat", ["none", "5"])
+def test_a_loss_of_routers_is_not_added_once_for_each_piece(compat: str, accumulation: int, tmp_path: Path) -> None:
+    more = {"train_dataset": data.ragged_text(23, seed=3)}
+    options = {"gradient_accumulation_steps": accumulation, "compat": compat, "more": more}
+    whole = build(tmp_path / "whole", Router, memory=OfRouter, **options)
+    cut = build(tmp_path / "cut", Router, more_than(3), memory=OfRouter, **options)
+    whole.train()
+    cut.train()
     assert cut._progress.pieces == 4
     assert_same(cut, whole)
 

@@ -83,7 +83,7 @@ class FittingUpdates(UpdateRunner):
     def _learn(self, model: nn.Module, batch: Any, num_items: Tensor | int | None, closes: bool) -> None:
         trainer, losses = self.trainer, []
         trainer._fit.note_size(math.ceil(trainer._fit.cutter.rows(batch) / self._pieces_of(batch)))
-        pieces = trainer._cut(batch, self._pieces_of(batch), self._parts, num_items)
+        pieces = trainer._cut(batch, self._pieces_of(batch), self._parts)
         for piece in pieces:
             self._rows = piece.rows
             with (
@@ -95,7 +95,7 @@ class FittingUpdates(UpdateRunner):
 
     def _idle(self, model: nn.Module, batch: Any, num_items: Tensor | int | None, closes: bool) -> None:
         """One piece is enough to take part with."""
-        pieces = self.trainer._cut(batch, self._pieces_of(batch), self._parts, num_items)
+        pieces = self.trainer._cut(batch, self._pieces_of(batch), self._parts)
         piece = max(pieces, key=lambda one: one.share)
         self._rows = piece.rows
         super()._idle(model, piece.inputs, num_items, closes)

@@ -164,11 +164,27 @@ def _report(trainer: Trainer, model: nn.Module, update: Update, decision: numeri
     def run(part: nn.Module, batch: Any) -> Any:
         return trainer.training_step(part, batch, update.num_items)
 
+    pieces, places = _as_learned(trainer, update.micro_batches)
     try:
-        report = explain(model, run, update.micro_batches, update.rng, distributed=trainer._is_distributed())
+        report = explain(model, run, pieces, update.rng, distributed=trainer._is_distributed())
     except Exception as error:  # noqa: BLE001 - a report is help: what it is about must be told all the same
         return f"where it came from could not be found: {type(error).__name__}: {error}", False
+    if report.micro_batch is not None:
+        report = report.within(*places[report.micro_batch])
     return str(report), report.found
+
+
+def _as_learned(trainer: Trainer, micro_batches: Sequence[Any]) -> tuple[list[Any], list[tuple[int, int]]]:
+    """The micro-batches in the pieces that memory holds; of each the number of its micro-batch, and its first row there."""
+    pieces, places = [], []
+    for number, batch in enumerate(micro_batches):
+        row = 0
+        for piece in trainer._fit.cutter.cut(batch, trainer._progress.pieces):
+            if piece.share:  # a mean over none of its labels would be NaN by itself
+                pieces.append(piece.inputs)
+                places.append((number, row))
+            row += piece.rows
+    return pieces, places
 
 
 def _go_back(trainer: Trainer, step: int) -> int:

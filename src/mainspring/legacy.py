@@ -102,6 +102,12 @@ class OlderNames:
         """Removed: nothing here keeps a git repository."""
         raise ValueError("_add_sm_patterns_to_gitignore was removed: the output folder is no git repository any more")
 
+    def _update_auto_batch_size(self, batch_size: int) -> None:
+        """Removed: the batch size stays what it is."""
+        raise ValueError(
+            "_update_auto_batch_size was removed: auto_find_batch_size=True cuts micro-batches, and leaves the batch size"
+        )
+
     def _activate_neftune(self: Any, model: Any) -> Any:
         """Put noise on the model's embeddings, `neftune_noise_alpha` of it; returns the model."""
         self.neftune_hook_handle = Noise(model, self.neftune_noise_alpha)
@@ -128,10 +134,6 @@ class OlderNames:
     def _tune_save_checkpoint(self, checkpoint_dir: str) -> None:
         """Not available yet."""
         raise _later("_tune_save_checkpoint")
-
-    def _update_auto_batch_size(self, batch_size: int) -> None:
-        """Not available yet."""
-        raise _later("_update_auto_batch_size")
 
     def _save_tpu(self, output_dir: str | None = None) -> None:
         """Not available yet."""

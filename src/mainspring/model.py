@@ -229,6 +229,13 @@ def _text_config(model: nn.Module) -> Any:
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
+def auxiliary_loss(model: nn.Module, outputs: Any) -> Tensor | float:
+    """What the routers of experts have added to the loss: a mean over a batch, whatever the rest is normalised by."""
+    found = outputs.get("aux_loss") if isinstance(outputs, Mapping) else None
+    factor = getattr(_text_config(model), "router_aux_loss_coef", None)
+    return 0.0 if found is None or factor is None else factor * found
+
+
 # Inputs and size --------------------------------------------------------------------------------------------------
 
 

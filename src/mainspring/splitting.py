@@ -74,6 +74,7 @@ class Piece:
         inputs: The batch of these rows.
         whole: The micro-batch.
         rows: How many they are.
+        of_rows: Which part of the micro-batch's rows that is.
         share: How much of a mean over the micro-batch is theirs: by labels that count, or by rows.
         parts: What a mean over the micro-batch is divided by in its update.
     """
@@ -81,12 +82,17 @@ class Piece:
     inputs: Any
     whole: Any
     rows: int
+    of_rows: float = 1.0
     share: float = 1.0
     parts: int = 1
 
     def of_batch(self, mean: Tensor) -> Tensor:
         """What a mean over these rows adds to the mean over the micro-batch: nothing, where none of them has a label."""
         return mean * self.share if self.share else mean.nan_to_num(0.0, 0.0, 0.0) * 0.0
+
+    def excess_of(self, mean: Tensor | float) -> Tensor | float:
+        """What there is too much of a mean over these rows where the means of all pieces are added up."""
+        return mean * (1.0 - self.of_rows)
 
 
 class Cutter:
@@ -114,7 +120,7 @@ class Cutter:
             batch: A micro-batch.
             count: How many pieces are wanted.
             parts: What a mean over the batch is divided by in its update.
-            means: Whether its loss is a mean over labels: a piece without any would have none, and is left out.
+            means: Whether its loss may be a mean over labels: a piece without any would have none, and is left out.
 
         Raises:
             ValueError: It is not known what of the batch belongs to which row.
@@ -127,7 +133,10 @@ class Cutter:
         inputs = [span.of(batch, "the batch") for span in spans]
         sizes = [span.stop - span.start for span in spans]
         shares = self._shares(inputs, sizes)
-        pieces = [Piece(one, batch, size, share, parts) for one, size, share in zip(inputs, sizes, shares, strict=True)]
+        pieces = [
+            Piece(one, batch, size, size / rows, share, parts)
+            for one, size, share in zip(inputs, sizes, shares, strict=True)
+        ]
         return [piece for piece in pieces if piece.share] if means else pieces
 
     def _shares(self, inputs: list[Any], sizes: list[int]) -> list[float]:

@@ -1155,6 +1155,8 @@ class Trainer(Inspection, OlderNames):
         if args.gradient_checkpointing:
             end = recompute.start(self.model, args.gradient_checkpointing_kwargs, self._engine.device)
             self._features.callback(end)
+        if args.gradient_checkpointing or recompute.is_on(self.model):
+            self._engine.check_recomputing()
         models.align_special_tokens(self.model, self.processing_class)
         if self.neftune_noise_alpha is not None:
             self._activate_neftune(self.model)
@@ -1871,18 +1873,18 @@ class Trainer(Inspection, OlderNames):
         weights = weights_of([whole], self._loss_shifts_labels)
         return None if weights is None else weights[0] / self._update_weight
 
-    def _cut(self, batch: Any, count: int, parts: int, items: Tensor | int | None) -> list[Piece]:
+    def _cut(self, batch: Any, count: int, parts: int) -> list[Piece]:
         """A micro-batch in `count` pieces, fewer where it has fewer rows.
+
+        Until it is known of a loss that it is normalised in its update, it is taken for a mean.
 
         Args:
             batch: The micro-batch.
             count: How many pieces are wanted.
             parts: What a mean over the micro-batch is divided by in its update.
-            items: The items of the update.
         """
-        unscaled = self.loss_is_scaled_for_ga is None and items is None and self.compute_loss_func is None
-        means = unscaled or self.loss_is_scaled_for_ga is False or self._normalises is False
-        return self._fit.cutter.cut(batch, count, parts, means=means)
+        normalised = self._normalises if self.loss_is_scaled_for_ga is None else self.loss_is_scaled_for_ga
+        return self._fit.cutter.cut(batch, count, parts, means=not normalised)
 
     @contextlib.contextmanager
     def _learning_from(self, piece: Piece | None) -> Iterator[None]:
@@ -1990,7 +1992,10 @@ class Trainer(Inspection, OlderNames):
         if self.label_smoother is not None and labels is not None:
             shift = models.is_causal_lm(self.model)
             return self.label_smoother(outputs, labels, shift_labels=shift, num_items_in_batch=num_items)
-        return loss_of(outputs)
+        loss = loss_of(outputs)
+        if self._piece is not None and self._adds_up(num_items):
+            loss = loss - self._piece.excess_of(models.auxiliary_loss(self.model, outputs))
+        return loss
 
     def compute_loss_context_manager(self) -> contextlib.AbstractContextManager[Any]:
         """The context of every forward pass with a loss; enters the autocast context where a subclass gives one."""
@@ -2241,6 +2246,7 @@ class Trainer(Inspection, OlderNames):
         metrics = speed_metrics("train", start_time, num_samples=num_train_samples * share, num_steps=steps)
         self.store_flos()
         metrics.update(total_flos=self.state.total_flos, train_loss=train_loss)
+        metrics.update(self._numerics.summary(self._engine, self.state.log_history))
         self._memory_tracker.report("train", metrics)
         self._tell_of_finished_saves(wait=True)
         if self._saver.failures:

@@ -313,6 +313,26 @@ def test_the_best_model_is_loaded_with_its_average(tmp_path: Path) -> None:
     assert run.evaluate()["eval_loss"] == losses[1] not in (losses[0], losses[2])
 
 
+def test_a_best_model_without_averages_is_evaluated_as_it_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is of a run that had none, and was gone on with: the averages since then are of other weights."""
+    scores = iter([0.9, 0.1, 0.1, 0.1])
+    options = {
+        "metric": lambda prediction: {"score": next(scores)},
+        "save_strategy": "epoch",
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "score",
+    }
+    trainer(tmp_path, max_steps=3, **options).train()
+    ema = EMACallback(DECAY)
+    run = trainer(tmp_path, max_steps=6, callbacks=[ema], **options)
+    run.train(resume_from_checkpoint=True)
+    assert Path(run.state.best_model_checkpoint).name == "checkpoint-3"
+    assert "evaluations use the weights themselves" in caplog.text
+    assert (ema.updates, ema.averages()) == (0, {})
+    first = next(log["eval_loss"] for log in history(run) if "eval_loss" in log)
+    assert run.evaluate()["eval_loss"] == first
+
+
 def test_the_model_can_end_with_the_averages_for_weights(tmp_path: Path) -> None:
     ema = EMACallback(DECAY, load_at_end=True)
     run = trainer(tmp_path, callbacks=[ema], save_strategy="no")

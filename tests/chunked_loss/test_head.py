@@ -105,11 +105,17 @@ def test_the_number_of_items_is_seen_to_be_used() -> None:
     assert items.was_used
 
 
-def test_a_batch_without_any_label_is_no_number() -> None:
-    model, inputs = tiny_gpt2(), batch()
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("counted", [{}, {"num_items_in_batch": torch.tensor(0)}], ids=["mean", "items"])
+def test_a_batch_without_any_label_is_no_number_and_moves_nothing(counted: Any, precision: torch.dtype) -> None:
+    """As with logits: an update of such batches leaves the weights what they are."""
+    model, inputs = tiny_gpt2().to(precision), batch(**counted)
     inputs["labels"].fill_(-100)
-    with loss_head(model, None).instead_of_logits():
-        assert torch.isnan(model(**inputs).loss)
+    for head in (None, loss_head(model, None)):
+        loss, gradients = learned(model, inputs, head)
+        assert torch.isnan(loss)
+        assert gradients
+        assert not any(gradient.any() for gradient in gradients.values())  # which a NaN would count as
 
 
 @pytest.mark.parametrize("kind", ["lora", "lora and prompts"])

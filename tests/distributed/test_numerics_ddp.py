@@ -24,7 +24,7 @@ pytestmark = [
 UPDATE = 5
 """Updates before the one that goes wrong."""
 
-LEFT_OUT = ("skip", "skip, plain", "skip, accumulation", "spike", "fsdp")
+LEFT_OUT = ("skip", "skip, plain", "skip, accumulation", "skip, gathers", "spike", "fsdp")
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +107,12 @@ def test_accumulated_micro_batches_are_named_one_by_one(folder: Path) -> None:
     mine, theirs = [[ORDER[place]], [ORDER[place + 2]]], [[ORDER[place + 1]], [ORDER[place + 3]]]
     assert found["indices"] == [mine, theirs]
     assert found["batches"] == [10, 11]
+
+
+def test_no_process_waits_for_what_another_does_not_run_again(folder: Path) -> None:
+    """The loss talks to the other process: the batch is looked at, and not run again."""
+    first, second = event(folder, "skip, gathers")["reports"]
+    assert (first, "nan in labels" in second, "row 0 of micro-batch 0" in second) == ("", True, True)
 
 
 @pytest.mark.parametrize("case", ["raise", "fsdp, raise"])

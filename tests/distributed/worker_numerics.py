@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import distributed as dist, nn
 
 from mainspring import Trainer
 from mainspring.numerics import spikes
@@ -85,6 +85,16 @@ def poisoned() -> nn.Module:
     return model
 
 
+class Gathers(Trainer):
+    """Its loss asks the other process, in each of its forward passes."""
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        loss = model(**inputs)["loss"]
+        every = loss.detach().reshape(1).repeat(2)
+        dist.all_reduce(every)
+        return loss + 0 * every.nan_to_num().sum()
+
+
 CASES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "log": lambda out: trained(out, {LATE: NAN}, **DDP, logging_steps=8),
     "skip": lambda out: trained(out, {LATE: NAN}, **DDP, on_nonfinite="skip"),
@@ -93,6 +103,15 @@ CASES: dict[str, Callable[[Path], dict[str, Any]]] = {
         out,
         {LATE: NAN},
         plain(),
+        **{**DDP, "per_device_train_batch_size": 1},
+        gradient_accumulation_steps=2,
+        on_nonfinite="skip",
+    ),
+    "skip, gathers": lambda out: trained(
+        out,
+        {4 * 5 + 1: NAN},  # rank 1 has found it in its first micro-batch, and rank 0 looks at its second
+        plain(),
+        kind=Gathers,
         **{**DDP, "per_device_train_batch_size": 1},
         gradient_accumulation_steps=2,
         on_nonfinite="skip",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mainspring import Trainer, TrainingArguments
 from mainspring.engines.accelerator import build_accelerator
-from mainspring.engines.compilation import VaryingSizes
+from mainspring.engines.compilation import VaryingSizes, _recomputes_alike, compilation
 from mainspring.errors import OptionError
 from tests.helpers import data, runs
 from tests.helpers.models import VOCABULARY, tiny_gpt2
@@ -69,10 +69,6 @@ def test_without_the_option_nothing_is_compiled(tmp_path: Path) -> None:
 
 def trained(folder: Path, resume: Path | None = None, **options: Any) -> Trainer:
     made = runs.trainer(folder, max_steps=4, save_steps=2, logging_steps=1, eval_strategy="no", **options)
-    if made.args.gradient_checkpointing:  # compiled, a layer that is recomputed draws its dropout at another time
-        for module in made.model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
     made.train(resume_from_checkpoint=None if resume is None else str(resume))
     return made
 
@@ -83,11 +79,19 @@ def losses(of: Trainer) -> list[float]:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"gradient_checkpointing": True}, {"bf16": True}, {"label_smoothing_factor": 0.1}, {"compat": "5"}],
+    [
+        {},
+        pytest.param({"gradient_checkpointing": True}, marks=pytest.mark.slow),
+        {"bf16": True},
+        {"label_smoothing_factor": 0.1},
+        {"compat": "5"},
+    ],
     ids=["plain", "recomputed", "bf16", "smoothed", "compat"],
 )
 def test_losses_metrics_and_predictions_are_those_of_the_uncompiled_model(options: Any, tmp_path: Path) -> None:
-    found, expected = (trained(tmp_path / str(len(more)), **options, **more) for more in (EAGER, {}))
+    # A backend that runs graphs as they are is refused where activations are recomputed.
+    backend = {"torch_compile_backend": "aot_eager"} if options.get("gradient_checkpointing") else EAGER
+    found, expected = (trained(tmp_path / str(len(more)), **options, **more) for more in (backend, {}))
     assert isinstance(found.model_wrapped, torch._dynamo.eval_frame.OptimizedModule)
     assert losses(found) == pytest.approx(losses(expected), rel=1e-6)
     texts = found.eval_dataset
@@ -95,6 +99,24 @@ def test_losses_metrics_and_predictions_are_those_of_the_uncompiled_model(option
     torch.testing.assert_close(
         torch.as_tensor(found.predict(texts).predictions), torch.as_tensor(expected.predict(texts).predictions)
     )
+
+
+@pytest.mark.parametrize("by_itself", [False, True], ids=["option", "model"])
+def test_backends_that_recompute_with_another_dropout_are_refused(by_itself: bool, tmp_path: Path) -> None:
+    made = runs.trainer(tmp_path, **EAGER, gradient_checkpointing=not by_itself)
+    if by_itself:
+        made.model.gradient_checkpointing_enable()
+    before = torch.get_rng_state()
+    with pytest.raises(OptionError, match="torch_compile_backend='eager': where activations are recomputed"):
+        made.train()
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    "backend", ["aot_eager", "aot_eager_decomp_partition", pytest.param("inductor", marks=pytest.mark.slow)]
+)
+def test_backends_that_divide_the_graph_recompute_with_the_same_dropout(backend: str) -> None:
+    assert _recomputes_alike(compilation(backend, None))
 
 
 class Mean(nn.Module):

@@ -72,8 +72,8 @@ def losses(run: Trainer) -> list[float]:
 
 
 def logged(run: Trainer, key: str) -> list[Any]:
-    """The logged values of a key."""
-    return [log[key] for log in run.state.log_history if key in log]
+    """The logged values of a key, without the last log, which sums up."""
+    return [log[key] for log in run.state.log_history if key in log and "train_runtime" not in log]
 
 
 def history(run: Trainer) -> list[dict[str, Any]]:

@@ -54,3 +54,18 @@ def test_what_does_not_change_is_copied_once() -> None:
         kept.keep()
     assert copied
     assert all(tensor.is_floating_point() for tensor in copied)
+
+
+def test_a_buffer_that_has_grown_in_its_place_is_as_long_as_before() -> None:
+    module = nn.Module()
+    module.register_buffer("cache", torch.ones(2))
+    kept = KeptBuffers(module)
+    kept.keep()
+    module.cache.data = torch.zeros(5)
+    kept.put_back()
+    assert module.cache.tolist() == [1.0, 1.0]
+    module.cache.data = torch.zeros(5)
+    kept.keep()
+    module.cache.add_(1)
+    kept.put_back()
+    assert module.cache.tolist() == [0.0] * 5

@@ -62,6 +62,27 @@ def test_the_first_that_were_made_all_the_same_are_told_once(tmp_path: Path, cap
     assert said[0].startswith("of the last 3 updates, 2 had a NaN or infinite loss or gradient norm")
 
 
+def test_a_run_that_is_too_short_for_a_log_says_at_its_end_what_went_wrong(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = runs.trainer(tmp_path, runs.rows(wrong={runs.ORDER[5]: NAN}), logging_steps=500)
+    found = run.train().metrics
+    (last,) = run.state.log_history
+    assert last["nonfinite_steps"] == found["nonfinite_steps"] == 7
+    assert last["train_loss"] == last["train_loss"]  # the filter's, in which nothing is to be seen
+    assert "of the last 8 updates, 7 had a NaN or infinite loss" in caplog.text
+
+
+def test_the_last_log_adds_up_those_before_and_what_came_since(tmp_path: Path) -> None:
+    wrong = {runs.ORDER[5]: NAN}
+    run = runs.trainer(tmp_path, runs.rows(wrong=wrong), logging_steps=4, on_nonfinite="skip")
+    run.train()
+    earlier = runs.logged(run, "nonfinite_steps")
+    last = run.state.log_history[-1]
+    assert (earlier, last["nonfinite_steps"], last["skipped_steps"]) == ([1], 2, 2)
+    assert "clipped_fraction" not in last  # a share of some updates adds up to nothing
+
+
 @pytest.mark.parametrize("compat", ["5", "4.37"])
 def test_the_older_generations_count_nothing(compat: str, tmp_path: Path) -> None:
     run = runs.trainer(tmp_path, runs.rows(), compat=compat, max_steps=2, save_strategy="steps", save_steps=1)

@@ -257,3 +257,26 @@ def test_a_checkpoint_of_updates_that_were_gone_back_from_leads_to_the_same_end(
     resumed.train(resume_from_checkpoint=tmp_path / "killed" / f"checkpoint-{step}")
     assert runs.everything(resumed) == runs.everything(whole)
     assert runs.history(resumed) == runs.history(whole)
+
+
+class Caches(runs.Network):
+    """Keeps in buffers what it can compute again: one that grows with each batch, and one that it makes late."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("grows", torch.zeros(1), persistent=False)
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        self.grows = torch.zeros(len(self.grows) + 1)
+        if len(self.grows) == 8:
+            self.register_buffer("late", torch.ones(3), persistent=False)
+        return super().forward(x, labels)
+
+
+def test_buffers_that_grow_or_come_late_do_not_hinder_going_back(tmp_path: Path) -> None:
+    run = trainer(tmp_path, {40: FAR}, model=Caches(), **ROLLBACK)
+    run.train()
+    (event,) = runs.events(tmp_path)
+    assert event["action"] == "rollback"
+    assert run.state.global_step == 11
+    assert len(run.model.grows) == 1 + event["back_to"] + 16 - event["step"]

@@ -65,6 +65,7 @@ CASES = [
 OF_OURS = {
     "adafactor": "mainspring.adafactor.Adafactor",
     "lomo": "mainspring.optimizers.lomo.Lomo",
+    "stable_adamw": "mainspring.optimizers.stable.StableAdamW",
     "galore_adamw_layerwise": "mainspring.optimizers.in_backward.OptimizerInBackward",
     "apollo_adamw_layerwise": "mainspring.optimizers.in_backward.OptimizerInBackward",
 }

@@ -159,14 +159,19 @@ class EMACallback(TrainerCallback):
             logger.warning("%s has no %s: the average of the weights begins anew", folder, ckpt.EMA_NAME)
 
     def load(self, folder: str) -> None:
-        """Replace the averages by those of a checkpoint.
+        """Replace the averages by those of a checkpoint; where it has none, the present ones are of other weights, and go.
 
         Raises:
             CheckpointError: They are damaged, or of other parameters.
         """
+        if self._average is None:
+            return
         saved = _averages_in(folder)
-        if saved is not None and self._average is not None:
+        if saved is not None:
             self._average.load(saved)
+        else:
+            self._average.updates = 0
+            logger.warning("%s has no %s: evaluations use the weights themselves", folder, ckpt.EMA_NAME)
 
     def copied(self) -> dict[str, Any]:
         """A copy of the averages in the host's memory, to go back to within a run: tensors, and plain values."""

@@ -116,6 +116,8 @@ class LossHead:
         counts = targets != ignore_index
         layer = self._core.get_output_embeddings()  # or what was put around it since
         total = layer(logits.reshape(-1, logits.shape[-1]), targets.masked_fill(~counts, IGNORE_INDEX))
+        # Where no target counts the loss is no number, but gradients are 0, as with logits: infinity times 0 would not be.
+        total = torch.where(counts.any(), total, total.detach())
         items = counts.sum() if num_items_in_batch is None else num_items_in_batch
         loss: Tensor = total / (items.to(total.device) if isinstance(items, Tensor) else items)
         return loss

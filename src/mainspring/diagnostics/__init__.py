@@ -7,6 +7,7 @@ Nothing here is imported, and no hook is set, unless one of them is asked for.
 - `invariance`, `deviations`: whether a batch gives the same gradient however it is split
 - `taps`: the hooks of the first two
 - `values`, `rows`, `kept`: what is in a nest of values, in a batch; what a pass changes, put back
+- `alone`: nothing is exchanged with other processes
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mainspring.diagnostics.alone import Alone
 from mainspring.diagnostics.kept import as_before
 from mainspring.diagnostics.report import Divergence, Phase
 from mainspring.diagnostics.rows import part_of, rows_of
@@ -36,7 +37,8 @@ def explain(
     """Run the micro-batches of an update again, and say where its first value that is not finite came from.
 
     Nothing is left changed: weights, gradients, buffers, training modes and random states are afterwards what they were.
-    Nothing is agreed with other processes: what runs is the module inside the wrappers, uncompiled.
+    Nothing is agreed with other processes: what runs is the module inside the wrappers, uncompiled, and where that talks
+    to them by itself, it is not run to the end.
 
     Args:
         model: The model, wrapped or not.
@@ -56,13 +58,15 @@ def explain(
     found = _in_parameters(inner)
     if found is not None:
         return found
-    with as_before(inner, distributed), torch.enable_grad(), _uncompiled():
+    alone: contextlib.AbstractContextManager[Any] = Alone() if distributed else contextlib.nullcontext()
+    with as_before(inner, distributed), torch.enable_grad(), _uncompiled(), alone:
         if rng is not None:
             restore_rng(rng, distributed)
         try:
             return _Replay(inner, run, distributed).search(micro_batches)
         except Exception as error:  # noqa: BLE001 (the event that is being explained must not be hidden by another)
-            return Divergence.not_found(f"running the update again ended with {type(error).__name__}: {error}")
+            why = f"running the update again ended with {type(error).__name__}: {error}"
+            return _handed_in(micro_batches) or Divergence.not_found(why)
 
 
 def _why_not(model: nn.Module) -> str | None:
@@ -183,6 +187,15 @@ def _in_batch(batch: Any, rows: int | None) -> list[Divergence]:
             column = place.removeprefix("[").replace("]", "", 1)
             found.append(Divergence(Phase.INPUTS, tensor=column, value=value, row=row_of(tensor, index, rows)))
     return found
+
+
+def _handed_in(micro_batches: Sequence[Any]) -> Divergence | None:
+    """What can be seen of the update without running it."""
+    for number, batch in enumerate(micro_batches):
+        found = _hardest(_in_batch(batch, rows_of(batch)), absorbed=True)
+        if found is not None:
+            return replace(found, micro_batch=number)
+    return None
 
 
 def _in_loss(done: _Pass) -> Divergence:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 class Phase(str, enum.Enum):
@@ -65,6 +65,15 @@ class Divergence:
     def found(self) -> bool:
         """Whether the report names a place."""
         return self.phase is not Phase.NOT_FOUND
+
+    def within(self, micro_batch: int, first_row: int) -> Divergence:
+        """The report of a piece of a micro-batch, as one of that micro-batch.
+
+        Args:
+            micro_batch: Its number within the update.
+            first_row: Where in it the piece begins.
+        """
+        return replace(self, micro_batch=micro_batch, row=None if self.row is None else first_row + self.row)
 
     def __str__(self) -> str:
         """A few lines for people."""

@@ -13,7 +13,7 @@ from torch import nn
 
 from mainspring import checkpoint as ckpt
 from mainspring.data.samplers import mark_last
-from mainspring.engines.compilation import watch_sizes
+from mainspring.engines.compilation import check_recomputing, watch_sizes
 from mainspring.engines.states import load_any_optimizer, load_any_weights
 from mainspring.errors import OptionError, Problem
 from mainspring.optimizers.in_backward import UpdatesInBackward
@@ -285,6 +285,15 @@ class SingleProcess:
         """`model` for forward and backward passes in which no other process takes part."""
         self.accelerator.gradient_state.sync_gradients = False
         yield model
+
+    def check_recomputing(self) -> None:
+        """The model recomputes activations: refuse a compiler that would do so wrongly.
+
+        Raises:
+            OptionError: It would.
+        """
+        if self.options.compiles:
+            check_recomputing(self.accelerator.state.dynamo_plugin)
 
     def why_not_rehearsed(self) -> str | None:
         """Why updates cannot be tried and taken back; None: they can."""

@@ -1,4 +1,4 @@
-"""`torch.compile`: by which backend, and for which sizes of batches."""
+"""`torch.compile`: by which backend, for which sizes of batches, and with what it goes together."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from accelerate.utils import TorchDynamoPlugin
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mainspring.errors import OptionError, Problem, did_you_mean
 
@@ -61,6 +62,36 @@ def _check_mode(backend: str, mode: str | None) -> None:
     if mode not in known:
         why = f"inductor has no such mode{did_you_mean(mode, known)}"
         raise OptionError([Problem("torch_compile_mode", mode, why, f"use one of {', '.join(known)}")])
+
+
+def check_recomputing(plugin: TorchDynamoPlugin) -> None:
+    """Refuse a backend with which recomputed activations would be others than those of the forward pass.
+
+    What torch makes of `checkpoint` in a compiled model leaves the random numbers to what divides the graph into a forward
+    and a backward part. A backend that runs the graph as it is draws new ones, and gradients are those of another dropout.
+    Of any backend but inductor, a small graph is asked.
+
+    Raises:
+        OptionError: It is such a backend.
+    """
+    backend = plugin.to_kwargs()["backend"]
+    if backend != "inductor" and not _recomputes_alike(plugin):
+        why = "where activations are recomputed it draws other random numbers, and gradients of dropout would be wrong"
+        fix = "use inductor or aot_eager, or leave gradient_checkpointing (activation_checkpointing) out"
+        raise OptionError([Problem("torch_compile_backend", backend, why, fix)])
+
+
+def _recomputes_alike(plugin: TorchDynamoPlugin) -> bool:
+    """Whether the gradient of a sum of numbers, some of which are left out, is that of those that are not."""
+
+    def some(numbers: Tensor) -> Tensor:
+        return checkpoint(nn.functional.dropout, numbers, use_reentrant=False)  # type: ignore[no-any-return]
+
+    numbers = torch.ones(64, requires_grad=True)
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        left = torch.compile(some, **plugin.to_kwargs())(numbers)
+        left.sum().backward()
+    return numbers.grad is not None and torch.equal(left, numbers.grad)
 
 
 def watch_sizes(placed: nn.Module) -> nn.Module:

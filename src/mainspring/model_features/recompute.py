@@ -67,6 +67,11 @@ def is_reentrant(kwargs: Mapping[str, Any] | None) -> bool:
     return Recomputing.of(kwargs).reentrant
 
 
+def is_on(model: nn.Module) -> bool:
+    """Whether some of a transformers model recomputes already, as a script may have asked of it itself."""
+    return any(getattr(module, "gradient_checkpointing", False) is True for module in model.modules())
+
+
 def start(model: nn.Module, kwargs: Mapping[str, Any] | None, device: torch.device) -> Callable[[], None]:
     """Have the model recompute activations.
 

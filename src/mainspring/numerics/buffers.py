@@ -33,7 +33,7 @@ class KeptBuffers:
 
     @staticmethod
     def _copied(buffer: Tensor, before: tuple[Tensor, Tensor, int] | None) -> tuple[Tensor, Tensor, int]:
-        if before is None or before[0] is not buffer:
+        if before is None or before[0] is not buffer or before[1].shape != buffer.shape:
             return buffer, buffer.detach().clone(), buffer._version
         _, copy, version = before
         if buffer.is_floating_point() or buffer.is_complex() or buffer._version != version:
@@ -48,6 +48,8 @@ class KeptBuffers:
                 before = self._kept.get((id(module), name))
                 if before is not None:
                     buffer, copy, _ = before
+                    if buffer.shape != copy.shape:
+                        buffer.resize_(copy.shape)
                     buffer.copy_(copy)
                     module._buffers[name] = buffer
                     self._kept[id(module), name] = buffer, copy, buffer._version

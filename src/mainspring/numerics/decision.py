@@ -44,7 +44,7 @@ class Verdict(NamedTuple):
         """
         known = losses[0] if losses else norm
         device = known.device if isinstance(known, Tensor) else "cpu"
-        loss = torch.stack(list(losses)).sum().float() if losses else torch.zeros((), device=device)
+        loss = torch.stack(list(losses)).sum(dtype=torch.float32) if losses else torch.zeros((), device=device)
         bad = ~loss.isfinite()
         if norm is not None and not scales:
             bad = bad | ~torch.as_tensor(norm, dtype=torch.float32, device=device).reshape(()).isfinite()

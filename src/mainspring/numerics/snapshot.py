@@ -38,7 +38,12 @@ class Subject:
     def put_back(self, copied: Mapping[str, Any]) -> None:
         """Make all of it what it was. `copied` may be used again."""
         for name, tensor in self._tensors():
-            tensor.copy_(copied["model"][name])
+            before = copied["model"].get(name)
+            if before is None:  # a buffer that the model has made since, for what it can compute again
+                continue
+            if tensor.shape != before.shape:  # likewise
+                tensor.resize_(before.shape)
+            tensor.copy_(before)
         for name, other in self.others.items():
             other.load_state_dict(copy.deepcopy(copied[name]))  # which may keep the very tensors that it is given
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -12,6 +12,9 @@ from mainspring.numerics.guard import Guard, Together
 from mainspring.utils.logging import get_logger
 
 logger = get_logger(__name__)
+
+_SUMMED = ("nonfinite_steps", "overflow_steps", "skipped_steps")
+"""What the logs of a run add up to."""
 
 
 def _nothing(*_: Any) -> None:
@@ -77,6 +80,16 @@ class Numerics:
         self.counts.restart()
         self._tell(counted)
         return counted.logs(self._clips, engine.scaler is not None, self._skips)
+
+    def summary(self, engine: Together, history: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+        """What the last log says of all updates of the run, also of those since the log before it.
+
+        Args:
+            engine: Sums over the processes.
+            history: What was logged.
+        """
+        since, earlier = self.drain(engine), list(history)
+        return {key: since[key] + sum(log.get(key, 0) for log in earlier) for key in _SUMMED if key in since}
 
     def _tell(self, counted: Counted) -> None:
         """Say once that updates went wrong and were made: the logged loss may look as if nothing had happened."""
