@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +20,22 @@ from mainspring import Trainer, TrainerCallback
 from mainspring.errors import OptionError
 from mainspring.fitting import FittingUpdates
 from tests.helpers import data, models
-from tests.helpers.scarce import Kwargs, Normalised, Tokens, assert_same, build, logged, more_than, never, points, texts
+from tests.helpers.scarce import (
+    Kwargs,
+    Normalised,
+    OfRouter,
+    Router,
+    Tokens,
+    assert_same,
+    build,
+    items_of_mean,
+    logged,
+    more_than,
+    never,
+    of_one_length,
+    points,
+    texts,
+)
 
 
 def bert() -> nn.Module:
@@ -30,11 +45,6 @@ def bert() -> nn.Module:
     )
     config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
     return transformers.BertForMaskedLM(config)
-
-
-def items_of_mean(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-    summed = nn.functional.cross_entropy(outputs["logits"].flatten(0, 1), labels.flatten(), reduction="sum")
-    return summed / num_items_in_batch
 
 
 class MeanLoss(Trainer):
@@ -140,23 +150,6 @@ def test_a_mean_that_is_handed_items_in_vain_has_no_piece_without_labels(compat:
     assert_same(cut, whole)
 
 
-class Router(Tokens):
-    """Adds a mean over its rows to a sum over the labels of the update, as mixtures of experts do."""
-
-    def forward(self, num_items_in_batch: Any = None, **inputs: Any) -> dict[str, Any]:
-        outputs = super().forward(**inputs)
-        balance = self.words(inputs["input_ids"]).square().mean()
-        labels = inputs["labels"]
-        loss = items_of_mean(
-            outputs, labels, (labels != data.IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
-        )
-        return {**outputs, "loss": loss + 0.5 * balance, "aux_loss": balance}
-
-
-class OfRouter(Kwargs):
-    config = SimpleNamespace(router_aux_loss_coef=0.5)
-
-
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("compat", ["none", "5"])
 def test_a_loss_of_routers_is_not_added_once_for_each_piece(compat: str, accumulation: int, tmp_path: Path) -> None:
@@ -168,6 +161,21 @@ def test_a_loss_of_routers_is_not_added_once_for_each_piece(compat: str, accumul
     cut.train()
     assert cut._progress.pieces == 4
     assert_same(cut, whole)
+
+
+@pytest.mark.parametrize(("compat", "equal"), [("none", True), ("5", False)])
+def test_a_loss_of_routers_counts_once_in_an_update(compat: str, equal: bool, tmp_path: Path) -> None:
+    """Rows of one length: their mean is the mean of the means over four micro-batches."""
+    rows = of_one_length(32)
+    sizes = {"per_device_train_batch_size": 8}, {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+    runs = []
+    for number, size in enumerate(sizes):
+        more = {"train_dataset": rows}
+        options = {**size, "auto_find_batch_size": False, "compat": compat, "more": more}
+        runs.append(build(tmp_path / str(number), Router, memory=OfRouter, **options))
+        runs[-1].train()
+    with contextlib.nullcontext() if equal else pytest.raises(AssertionError):
+        assert_same(*runs)
 
 
 def test_means_over_rows_of_unequal_pieces(tmp_path: Path) -> None:

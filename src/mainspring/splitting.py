@@ -90,10 +90,6 @@ class Piece:
         """What a mean over these rows adds to the mean over the micro-batch: nothing, where none of them has a label."""
         return mean * self.share if self.share else mean.nan_to_num(0.0, 0.0, 0.0) * 0.0
 
-    def excess_of(self, mean: Tensor | float) -> Tensor | float:
-        """What there is too much of a mean over these rows where the means of all pieces are added up."""
-        return mean * (1.0 - self.of_rows)
-
 
 class Cutter:
     """Cuts batches along their rows.

@@ -62,7 +62,7 @@ def test_an_update_in_pieces_is_the_update(name: str, find: Find) -> None:
     assert_equal(find(name, 0), find(name, 1))
 
 
-@pytest.mark.parametrize("name", ["mean", "items", "backward"])
+@pytest.mark.parametrize("name", ["mean", "items", "backward", "routers"])
 def test_it_is_the_update_of_one_process(name: str, find: Find, tmp_path: Path) -> None:
     assert_same(find(name), alone(name, tmp_path))
 

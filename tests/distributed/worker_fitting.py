@@ -14,7 +14,21 @@ from torch import nn
 from mainspring import Trainer
 from mainspring.errors import OptionError
 from tests.helpers import data, models
-from tests.helpers.scarce import Kwargs, Memory, Normalised, Tokens, build, logged, more_than, never, points, texts
+from tests.helpers.scarce import (
+    Kwargs,
+    Memory,
+    Normalised,
+    OfRouter,
+    Router,
+    Tokens,
+    build,
+    logged,
+    more_than,
+    never,
+    of_one_length,
+    points,
+    texts,
+)
 
 RANK = int(os.environ.get("RANK", 0))
 
@@ -73,6 +87,7 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "mean": {"gradient_accumulation_steps": 2, "more": EVEN},
     "items": {"make": gpt2, "memory": Kwargs, "more": EVEN},
     "backward": {"backward": True, "more": EVEN},
+    "routers": {"make": Router, "memory": OfRouter, "more": {"train_dataset": of_one_length(64)}},
     "stream": {"more": {"train_dataset": data.Stream(data.ragged_text(38, seed=4))}, "max_steps": 5},
     "longer and longer": {
         "memory": Wide,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -95,6 +96,29 @@ class Tokens(nn.Module):
         return {"loss": nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()), "logits": logits}
 
 
+def items_of_mean(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+    summed = nn.functional.cross_entropy(outputs["logits"].flatten(0, 1), labels.flatten(), reduction="sum")
+    return summed / num_items_in_batch
+
+
+class Router(Tokens):
+    """Adds a mean over its rows to a sum over the labels of the update, as mixtures of experts do."""
+
+    def forward(self, num_items_in_batch: Any = None, **inputs: Any) -> dict[str, Any]:
+        outputs = super().forward(**inputs)
+        balance = self.words(inputs["input_ids"]).square().mean()
+        labels = inputs["labels"]
+        loss = items_of_mean(
+            outputs, labels, (labels != data.IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+        )
+        return {**outputs, "loss": loss + 0.5 * balance, "aux_loss": balance}
+
+
+def of_one_length(count: int) -> list[dict[str, Any]]:
+    """Rows of which every mean over some is a mean of the rows' own."""
+    return [{"input_ids": row["input_ids"], "labels": row["input_ids"]} for row in data.sentences(count, length=6)]
+
+
 def texts(count: int = ROWS) -> list[dict[str, Any]]:
     """Ragged texts, of which some have no label at all."""
     made = data.ragged_text(count, seed=3)
@@ -136,6 +160,10 @@ def arguments(folder: Path, **options: Any) -> TrainingArguments:
 
 def points() -> list[dict[str, Any]]:
     return data.points(ROWS, seed=1)
+
+
+class OfRouter(Kwargs):
+    config = SimpleNamespace(router_aux_loss_coef=0.5)
 
 
 def build(

@@ -78,6 +78,9 @@ class Behaviour:
     weigh_micro_batches: bool = row(      True,   False,    False,
         "Mean losses of micro-batches that hold more count for more in their update, where a strategy makes micro-batches of "
         "several sizes")
+    share_router_losses: bool = row(      True,   False,    False,
+        "Losses of the routers of experts, means whatever the rest is normalised by, count once in an update, rather than once "
+        "for each micro-batch and process")
     log_padding: bool = row(              True,   False,    False,
         "Logs tell the share of padding in what the model was fed, as `padding_fraction`, where batches have a mask or are "
         "packed")
