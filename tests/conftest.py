@@ -5,8 +5,10 @@ Property tests try the same examples in every run, however long one takes.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
+from collections.abc import Iterator
 
 # A shell that starts the suite in the background leaves Ctrl-C ignored in it, and a run leaves alone what is ignored: the
 # tests that send one would train on.
@@ -28,6 +30,15 @@ from hypothesis import HealthCheck, settings  # noqa: E402
 # A machine with much else to do may take long over an example, or over drawing one: that says nothing of the code.
 settings.register_profile("steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("steady")
+
+
+@pytest.fixture(autouse=True)
+def _own_log_level() -> Iterator[None]:
+    """A run sets the level of the whole library: it ends with its test."""
+    library = logging.getLogger("mainspring")
+    before = library.level or logging.WARNING
+    yield
+    library.setLevel(before)
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ from mainspring import EarlyStoppingCallback, Trainer, TrainerCallback, Training
 from mainspring.checkpoint.staging import Stage
 from mainspring.errors import Preempted
 
-TIMES = ("runtime", "per_second")
+TIMES = ("runtime", "per_second", "wait_fraction")
 
 
 def rows(count: int, seed: int = 0) -> list[dict[str, Tensor]]:

@@ -9,7 +9,6 @@ import pytest
 
 from mainspring import Trainer, TrainingArguments
 from mainspring.errors import NotAvailableError
-from mainspring.metrics import TrainerMemoryTracker
 from tests.helpers import data, models
 
 
@@ -23,12 +22,16 @@ def trainer_in(folder: Path, cls: type[Trainer] = Trainer) -> Trainer:
     [
         ("_push_from_checkpoint", ("checkpoint-1",)),
         ("_tune_save_checkpoint", ("checkpoint-1",)),
-        ("_update_auto_batch_size", (4,)),
     ],
 )
 def test_what_cannot_be_done_is_refused_by_name(name: str, arguments: tuple[Any, ...], tmp_path: Path) -> None:
     with pytest.raises(NotAvailableError, match=f"{name}.*not available yet"):
         getattr(trainer_in(tmp_path), name)(*arguments)
+
+
+def test_a_search_for_batch_sizes_of_ones_own_is_told_that_there_is_none(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="_update_auto_batch_size was removed.*cuts micro-batches"):
+        trainer_in(tmp_path)._update_auto_batch_size(4)
 
 
 def test_there_is_no_push_to_finish(tmp_path: Path) -> None:
@@ -56,9 +59,3 @@ def test_an_override_that_measures_memory_itself_runs(tmp_path: Path) -> None:
 
     metrics = trainer_in(tmp_path, Measured).train().metrics
     assert not any("_mem_" in name for name in metrics)
-
-
-def test_memory_that_is_asked_for_is_refused() -> None:
-    with pytest.raises(NotAvailableError, match="skip_memory_metrics=False: memory is not measured yet"):
-        TrainerMemoryTracker()
-    assert TrainerMemoryTracker(skip_memory_metrics=True).skip_memory_metrics

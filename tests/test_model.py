@@ -292,50 +292,6 @@ def test_a_models_own_estimate_of_operations_wins() -> None:
     assert models.FlopCounter(Estimates())({"input_ids": torch.ones(2), "y": 1}) == 14.0
 
 
-# Checkpointing ----------------------------------------------------------------------------------------------------
-
-
-def test_checkpointing_recomputes_and_leaves_gradients_as_they_were() -> None:
-    gradients = []
-    for kwargs in (None, {"use_reentrant": False}, {"use_reentrant": True}):
-        torch.manual_seed(0)
-        model = tiny_bert().train()
-        runs = []
-        if kwargs is not None:
-            models.enable_checkpointing(model, kwargs)
-        model.bert.encoder.layer[0].attention.register_forward_hook(lambda *_: runs.append(1))  # noqa: B023
-        model(input_ids=torch.arange(6).view(2, 3), labels=torch.tensor([0, 1])).loss.backward()
-        assert len(runs) == (1 if kwargs is None else 2)
-        gradients.append(model.classifier.weight.grad)
-    assert torch.allclose(gradients[0], gradients[1])
-    assert torch.allclose(gradients[0], gradients[2])
-
-
-def test_checkpointing_passes_on_what_was_given_and_no_more() -> None:
-    class Older(Plain):
-        def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Any = "default") -> None:
-            self.given = gradient_checkpointing_kwargs
-
-    class Newer(Older):
-        def activation_checkpointing_enable(self, **kwargs: Any) -> None:
-            self.given = kwargs
-
-    older, newer = Older(), Newer()
-    models.enable_checkpointing(older, None)
-    assert older.given == "default"
-    models.enable_checkpointing(older, {"use_reentrant": True})
-    assert older.given == {"use_reentrant": True}
-    options = {"use_reentrant": True, "every_n_layers": 2}
-    models.enable_checkpointing(newer, options)
-    assert newer.given == {"activation_checkpointing_kwargs": {"use_reentrant": True}, "every_n_layers": 2}
-    assert options == {"use_reentrant": True, "every_n_layers": 2}
-
-
-def test_a_model_that_cannot_checkpoint_says_so() -> None:
-    with pytest.raises(ValueError, match="gradient_checkpointing=True: Plain cannot recompute activations"):
-        models.enable_checkpointing(Plain(), None)
-
-
 # Special tokens ---------------------------------------------------------------------------------------------------
 
 VALUES: list[Any] = [None, 3, 1, [3], [1, 3], [3, 1], [1, 2]]

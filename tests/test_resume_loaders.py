@@ -38,7 +38,8 @@ def flat(batches: list[list[int]]) -> list[int]:
 
 
 def logs(run: Noting) -> list[dict[str, float]]:
-    return [log for log in run.state.log_history if "loss" in log]
+    logged = [log for log in run.state.log_history if "loss" in log]
+    return [{name: value for name, value in log.items() if name != "data_wait_fraction"} for log in logged]
 
 
 # ---- loaders of the script's own ----

@@ -81,7 +81,7 @@ def weights(of: Trainer) -> dict[str, Tensor]:
 
 
 def history(of: Trainer) -> list[dict[str, Any]]:
-    times = ("runtime", "per_second")
+    times = ("runtime", "per_second", "wait_fraction")
     return [{k: v for k, v in log.items() if not any(t in k for t in times)} for log in of.state.log_history]
 
 

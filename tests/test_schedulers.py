@@ -6,7 +6,9 @@ import inspect
 import io
 import math
 import pickle
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,10 +17,12 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from transformers import optimization as reference
 from transformers.trainer_utils import SchedulerType
 
-from mainspring import optimization, schedulers
+from mainspring import Trainer, TrainingArguments, optimization, schedulers
 from mainspring.names import SCHEDULER_NAMES
 from mainspring.registry import Registry
-from mainspring.schedulers import SCHEDULERS, get_scheduler
+from mainspring.schedulers import SCHEDULERS, check_options, get_scheduler
+from tests.helpers import data
+from tests.helpers.models import Regressor
 
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "linear": [{}],
@@ -108,6 +112,64 @@ def test_rates_follow_the_closed_form(name: str, options: dict[str, Any], closed
     (factor,) = scheduler.lr_lambdas
     assert [factor(t) for t in range(W)] == [t / W for t in range(W)]
     assert [factor(t) for t in range(W, T + 5)] == pytest.approx([closed_form(t) for t in range(W, T + 5)], abs=1e-12)
+
+
+def test_the_constant_schedule_has_no_warm_up() -> None:
+    (factor,) = get_scheduler("constant", optimizer(LR), W, T).lr_lambdas  # type: ignore[attr-defined]
+    assert [factor(t) for t in range(T + 5)] == [1.0] * (T + 5)
+
+
+def half_cosine(p: float, cycles: float = 0.5) -> float:
+    return (1 + math.cos(2 * math.pi * cycles * p)) / 2
+
+
+@pytest.mark.parametrize(
+    ("options", "rise", "fall"),
+    [
+        ({"min_lr_rate": 0.1}, lambda t: (t + 1) / W, lambda p: 0.1 + 0.9 * half_cosine(p)),
+        ({"min_lr": 0.05}, lambda t: (t + 1) / W, lambda p: 0.1 + 0.9 * half_cosine(p)),
+        (
+            {"min_lr_rate": 0.1, "warmup_lr_rate": 0.2, "num_cycles": 1.5},
+            lambda t: 0.2 + 0.8 * t / (W - 1),
+            lambda p: 0.1 + 0.9 * half_cosine(p, 1.5),
+        ),
+    ],
+    ids=["rate", "number", "start and cycles"],
+)
+def test_the_cosine_that_warms_up_by_itself_follows_its_closed_form(
+    options: dict[str, Any], rise: Callable[[int], float], fall: Callable[[float], float]
+) -> None:
+    (factor,) = get_scheduler("cosine_warmup_with_min_lr", optimizer(LR), W, T, options).lr_lambdas  # type: ignore[attr-defined]
+    assert [factor(t) for t in range(W)] == pytest.approx([rise(t) for t in range(W)])
+    expected = [fall((t - W + 1) / (T - W)) for t in range(W, T)]
+    assert [factor(t) for t in range(W, T)] == pytest.approx(expected, abs=1e-12)
+
+
+RISES: dict[str, Callable[[float], float]] = {
+    "linear": lambda p: p,
+    "cosine": lambda p: (1 - math.cos(math.pi * p)) / 2,
+    "1-sqrt": lambda p: 1 - math.sqrt(1 - p),
+}
+FALLS: dict[str, Callable[[float], float]] = {
+    "linear": lambda p: 1 - p,
+    "cosine": half_cosine,
+    "1-sqrt": lambda p: 1 - math.sqrt(p),
+}
+
+
+@pytest.mark.parametrize("rise", RISES)
+@pytest.mark.parametrize("fall", FALLS)
+@pytest.mark.parametrize("floor", [0.0, 0.1])
+def test_rise_plateau_and_fall_follow_their_closed_forms(rise: str, fall: str, floor: float) -> None:
+    options = {"num_decay_steps": 6, "warmup_type": rise, "decay_type": fall, "min_lr_ratio": floor}
+    (factor,) = get_scheduler("warmup_stable_decay", optimizer(LR), W, T, options).lr_lambdas  # type: ignore[attr-defined]
+    expected = [
+        *(floor + (1 - floor) * RISES[rise](t / W) for t in range(W)),
+        *([1.0] * (T - W - 6)),
+        *(floor + (1 - floor) * FALLS[fall](t / 6) for t in range(6)),
+        *([floor] * 5),
+    ]
+    assert [factor(t) for t in range(T + 5)] == pytest.approx(expected, abs=1e-12)
 
 
 def test_the_cosine_with_an_own_start_reaches_its_floor_at_the_last_update() -> None:
@@ -257,6 +319,48 @@ def test_options_that_cannot_be_are_explained(name: str, options: dict[str, Any]
         get_scheduler(name, optimizer(), 2, 10, options)
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("cosine", {"num_cycle": 2}, "num_cycle=2 is no option of schedule 'cosine'.*did you mean 'num_cycles'"),
+        ("linear", {"power": 2}, "power=2 is no option of schedule 'linear'; it has no options"),
+        ("constant", {"num_cycles": 2}, "num_cycles=2 is no option of schedule 'constant'"),
+        ("warmup_stable_decay", {}, "needs 'num_decay_steps'"),
+        ("cosine_with_min_lr", {}, "neither is given"),
+        ("polynomial", {"lr_end": 1}, r"lr_end=1 is not below learning_rate=0.0003"),
+        ("reduce_lr_on_plateau", {"patient": 3}, "patient=3 is no option.*did you mean 'patience'"),
+        ("greedy", {"factor": 2}, "factor=2: a rate is lowered by it"),
+    ],
+)
+def test_what_no_schedule_can_be_built_with_is_refused_before_any_work(
+    tmp_path: Path, name: str, options: dict[str, Any], message: str
+) -> None:
+    def build(cls: type[Trainer] = Trainer, **more: Any) -> Trainer:
+        evaluated = {"eval_strategy": "epoch", "metric_for_best_model": "loss"}
+        given = {"lr_scheduler_type": name, "lr_scheduler_kwargs": options, "learning_rate": 3e-4, "use_cpu": True}
+        args = TrainingArguments(str(tmp_path), **given, **evaluated)
+        rows = data.Items(data.points(4))
+        return cls(Regressor(), args, train_dataset=rows, eval_dataset=rows, **more)
+
+    class Own(Trainer):
+        def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+            raise NotImplementedError
+
+    with pytest.raises(ValueError, match=message):
+        build()
+    build(Own)
+    own = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+    build(optimizers=(own, torch.optim.lr_scheduler.ConstantLR(own)))
+
+
+def test_a_bound_for_each_group_is_no_mistake() -> None:
+    check_options("greedy", {"min_lr": [0.1, 0.2]}, 0.5)
+    check_options("reduce_lr_on_plateau", {"min_lr": [0.1, 0.2]}, 0.5)
+    check_options("of the user's own", {"whatever": 1}, 0.5)
+    with pytest.raises(ValueError, match="neither is given"):
+        check_options(SchedulerType.COSINE_WITH_MIN_LR, None, 0.5)
+
+
 def test_a_plateau_of_unknown_length_is_refused() -> None:
     with pytest.raises(ValueError, match="num_stable_steps"):
         get_scheduler("warmup_stable_decay", optimizer(), 2, None, {"num_decay_steps": 2})
@@ -374,6 +478,19 @@ def test_greedy_tells_of_its_changes_when_asked(capsys: pytest.CaptureFixture[st
     scheduler = get_scheduler("greedy", optimizer(0.1), scheduler_specific_kwargs={"patience": 0, "verbose": True})
     scheduler.step(1.0)
     assert capsys.readouterr().out == "step 1: learning rate of group 0 from 1.0000e-01 to 1.0526e-01\n"
+
+
+def test_a_greedy_schedule_that_can_never_fall_is_told() -> None:
+    message = "min_lr=0.001 of schedule 'greedy' is above learning_rate=0.0003, which is never lowered"
+    with pytest.warns(UserWarning, match=message):
+        scheduler = get_scheduler("greedy", optimizer(3e-4), scheduler_specific_kwargs={"patience": 0})
+    for _ in range(3):
+        scheduler.step(math.inf)
+    assert scheduler.get_last_lr() == [3e-4]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        get_scheduler("greedy", optimizer(3e-4), scheduler_specific_kwargs={"min_lr": 1e-5})
+        check_options("greedy", {}, 3e-4)  # said when it is built
 
 
 def test_greedy_sets_a_rate_that_is_a_tensor_in_place() -> None:

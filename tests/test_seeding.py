@@ -26,6 +26,7 @@ from mainspring.seeding import (
     seed_worker,
     set_seed,
 )
+from tests.helpers import runs
 
 
 @pytest.fixture(autouse=True)
@@ -261,3 +262,17 @@ def test_streams_of_cuda_go_on(tmp_path: Path, distributed: bool) -> None:
     set_seed(6)
     restore_rng(load(tmp_path / "rng_state.pth"), distributed)
     assert torch.equal(torch.rand(3, device="cuda"), expected)
+
+
+def test_two_runs_with_full_determinism_are_equal_to_the_bit(tmp_path: Path) -> None:
+    found = []
+    for number in range(2):
+        torch.use_deterministic_algorithms(False)
+        run = runs.trainer(tmp_path / str(number), full_determinism=True, save_strategy="no", rows=12)
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.backends.cudnn.deterministic
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+        run.train()
+        found.append((runs.history(run), runs.weights(run)))
+    assert found[0][0] == found[1][0]
+    assert runs.same(found[0][1], found[1][1])

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mainspring.callbacks import (
         DefaultFlowCallback,
         EarlyStoppingCallback,
+        EMACallback,
         PrinterCallback,
         ProgressCallback,
         TrainerCallback,
@@ -94,6 +95,7 @@ __all__ = [
     "DataCollatorWithPadding",
     "DefaultDataCollator",
     "DefaultFlowCallback",
+    "EMACallback",
     "EarlyStoppingCallback",
     "EvalPrediction",
     "GreedyLR",
@@ -144,6 +146,7 @@ _ROOMS: dict[str, tuple[str, ...]] = {
     "arguments.parser": ("HfArgumentParser",),
     "callbacks": (
         "DefaultFlowCallback",
+        "EMACallback",
         "EarlyStoppingCallback",
         "PrinterCallback",
         "ProgressCallback",
@@ -201,8 +204,10 @@ _MODULES = frozenset(
     {
         "data",
         "debug_utils",
+        "diagnostics",
         "hf_argparser",
         "integrations",
+        "measuring",
         "optimization",
         "trainer_callback",
         "trainer_pt_utils",

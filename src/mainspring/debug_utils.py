@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from mainspring.absent import not_available_yet
 from mainspring.arguments.enums import DebugOption
+from mainspring.diagnostics.overflow import DebugUnderflowOverflow, detect_overflow, get_abs_min_max
 
 __all__ = [
     "DebugOption",
-]
-
-__getattr__ = not_available_yet(
-    __name__,
     "DebugUnderflowOverflow",
     "detect_overflow",
     "get_abs_min_max",
-)
+]

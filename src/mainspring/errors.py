@@ -18,6 +18,7 @@ __all__ = [
     "CheckpointError",
     "MainspringError",
     "MissingPackageError",
+    "NonFiniteError",
     "NotAvailableError",
     "OptionError",
     "Preempted",
@@ -79,6 +80,18 @@ class MissingPackageError(MainspringError, ImportError):
 
 class CheckpointError(MainspringError, ValueError):
     """A checkpoint is absent, incomplete or not what was expected."""
+
+
+class NonFiniteError(MainspringError, RuntimeError):
+    """Numbers have gone wrong, and the options say that this ends the run. The update in question is not made.
+
+    Attributes:
+        step: The update that it would have been, from 1.
+    """
+
+    def __init__(self, message: str, step: int = 0) -> None:
+        super().__init__(message)
+        self.step = step
 
 
 class ProcessesError(MainspringError, RuntimeError):

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from mainspring import checkpoint as ckpt
 from mainspring.errors import NotAvailableError, Problem
-from mainspring.metrics import TrainerMemoryTracker, nested_numpify
+from mainspring.measuring.memory import TrainerMemoryTracker
+from mainspring.metrics import nested_numpify
+from mainspring.model_features.neftune import Noise
 
 if TYPE_CHECKING:
     from mainspring.metrics import EvalLoopOutput
@@ -100,6 +102,21 @@ class OlderNames:
         """Removed: nothing here keeps a git repository."""
         raise ValueError("_add_sm_patterns_to_gitignore was removed: the output folder is no git repository any more")
 
+    def _update_auto_batch_size(self, batch_size: int) -> None:
+        """Removed: the batch size stays what it is."""
+        raise ValueError(
+            "_update_auto_batch_size was removed: auto_find_batch_size=True cuts micro-batches, and leaves the batch size"
+        )
+
+    def _activate_neftune(self: Any, model: Any) -> Any:
+        """Put noise on the model's embeddings, `neftune_noise_alpha` of it; returns the model."""
+        self.neftune_hook_handle = Noise(model, self.neftune_noise_alpha)
+        return model
+
+    def _deactivate_neftune(self: Any, model: Any) -> None:
+        """Take the noise away again."""
+        self.neftune_hook_handle.remove()
+
     # ---- not available yet: what has nothing to do does nothing, what is asked to do something refuses ----
 
     def _report_to_hp_search(self: Any, trial: Any, step: int, metrics: dict[str, float]) -> None:
@@ -117,18 +134,6 @@ class OlderNames:
     def _tune_save_checkpoint(self, checkpoint_dir: str) -> None:
         """Not available yet."""
         raise _later("_tune_save_checkpoint")
-
-    def _update_auto_batch_size(self, batch_size: int) -> None:
-        """Not available yet."""
-        raise _later("_update_auto_batch_size")
-
-    def _activate_neftune(self, model: Any) -> Any:
-        """Not available yet."""
-        raise _later("_activate_neftune")
-
-    def _deactivate_neftune(self, model: Any) -> None:
-        """Not available yet."""
-        raise _later("_deactivate_neftune")
 
     def _save_tpu(self, output_dir: str | None = None) -> None:
         """Not available yet."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mainspring.callbacks.preemption import StopInsideEvaluation, StopRequests
+from mainspring.guarding import Update, was_left_out
 from mainspring.seams import adapt
 from mainspring.utils.logging import get_logger
 
@@ -44,7 +45,7 @@ class Boundary:
         window: Sum of the losses since the last log, 0-d.
         total_loss: Sum of the losses until then.
         logged_at: Update of the last log.
-        counted: Operations, input tokens and padding counted since then.
+        counted: Operations, input tokens, padding and updates that went wrong, counted since then.
         state: A shallow copy of the trainer's state.
         logs: Length of its history.
         callbacks: States of callbacks and control, by class.
@@ -55,7 +56,7 @@ class Boundary:
     window: Tensor
     total_loss: float
     logged_at: int
-    counted: tuple[float, Any, Any]
+    counted: tuple[float, Any, Any, Any]
     state: TrainerState
     logs: int
     callbacks: dict[str, Any]
@@ -116,7 +117,7 @@ def fit(trainer: Trainer, run: Run) -> TrainOutput:
         with trainer._saving_on_exception(run):
             trainer._fire("on_train_begin")
             _begin(trainer, run)
-            for epoch in _epochs(run):
+            for epoch in _epochs(trainer, run):
                 trainer._fire("on_epoch_begin")
                 trainer._run_epoch(**_epoch_arguments(run, epoch))
                 _heed_stop(trainer, run)
@@ -136,14 +137,21 @@ def _begin(trainer: Trainer, run: Run) -> None:
             trainer._evaluate(run.trial, run.ignore_keys, skip_scheduler=True)
         _heed_stop(trainer, run)
     if trainer._restore_pending_events(run):
-        UpdateRunner(trainer, run, run.first_epoch, run.skip).log_save_evaluate()
+        trainer._updates(trainer, run, run.first_epoch, run.skip).log_save_evaluate()
         run.rng = trainer._random_states()
 
 
-def _epochs(run: Run) -> range:
-    """The epochs left; none where the training had been stopped between two of them."""
-    end = run.plan.num_train_epochs
-    return range(end if run.stopped and run.skip == 0 else run.first_epoch, end)
+def _epochs(trainer: Trainer, run: Run) -> Iterator[int]:
+    """The epochs left; none where the training had been stopped between two of them.
+
+    Where the number of updates is given, further ones make up for updates that were not made.
+    """
+    epoch = run.first_epoch
+    while not (run.stopped and run.skip == 0):
+        if epoch >= run.plan.num_train_epochs and not trainer._has_updates_to_make_up(epoch):
+            return
+        yield epoch
+        epoch += 1
 
 
 def _epoch_arguments(run: Run, epoch: int) -> dict[str, Any]:
@@ -168,10 +176,10 @@ def run_epoch(trainer: Trainer, run: Run, epoch: int, skip: int) -> None:
     control = trainer.control
     batches = trainer._batches_of(run, epoch, skip)
     plan = run.plan.of_epoch(trainer._steps_in_epoch(run, epoch))
-    update = UpdateRunner(trainer, run, epoch, skip, plan.steps_in_epoch)
+    update = trainer._updates(trainer, run, epoch, skip, plan.steps_in_epoch)
     read_anything = run.checkpoint is not None and epoch == run.first_epoch  # by the run that is gone on with
     for size in () if _was_stopped(trainer, run) else plan.sizes_of_updates(skip, run.carried):
-        if trainer.state.global_step >= plan.max_steps:
+        if trainer.state.global_step >= plan.max_steps - trainer._updates_lost():
             control.should_training_stop = True
             break
         micro_batches, num_items = trainer.get_batch_samples(batches, size, trainer._engine.device)
@@ -258,6 +266,7 @@ class UpdateRunner:
         self._steps_when_short = run.plan.steps_when_short
         self._training_step = adapt(trainer.training_step, ("model", "inputs", "num_items_in_batch"))
         self._maybe_log_save_evaluate = adapt(trainer._maybe_log_save_evaluate, _LOG_SAVE_EVALUATE)
+        self._rng_before: dict[str, Any] = {}  # at the beginning of the update, where somebody needs it
 
     def __call__(self, micro_batches: list[Any], num_items: Tensor | int | None, idle: list[Any]) -> None:
         """One optimizer update: see `mainspring.callbacks.base` for the order of events.
@@ -269,19 +278,26 @@ class UpdateRunner:
         """
         trainer, run = self.trainer, self.run
         count = len(micro_batches) + len(idle)
-        trainer.current_gradient_accumulation_steps = run.plan.parts_of_loss(len(micro_batches) or count)
+        trainer.current_gradient_accumulation_steps = self._backward_passes(micro_batches, count)
         trainer._weigh(micro_batches)
         trainer._fire("on_step_begin")
+        self._begin(trainer)
         whole = run.carried + count == self._whole or self._steps_when_short
         if not self._accumulate(micro_batches, idle, num_items, count - 1 if whole else None):
             return
-        self._step(trainer)
-        self._advance(trainer)
-        trainer._fire("on_step_end")
-        self.log_save_evaluate()
+        if self._step(trainer, micro_batches, num_items, count):
+            self._advance(trainer)
+            trainer._fire("on_step_end")
+            self.log_save_evaluate()
+        else:
+            self._pass_over(trainer)
         if run.saves_on_exception:
             run.boundary = trainer._boundary()
         _heed_stop(trainer, run)
+
+    def _backward_passes(self, micro_batches: list[Any], count: int) -> int:
+        """What a loss that is a mean over what one backward pass is given is divided by, where all are of one size."""
+        return self.run.plan.parts_of_loss(len(micro_batches) or count)
 
     def _accumulate(
         self, micro_batches: list[Any], idle: list[Any], num_items: Tensor | int | None, last: int | None
@@ -294,14 +310,11 @@ class UpdateRunner:
         trainer, model = self.trainer, self.run.model
         learned, all_of_it = len(micro_batches), [*micro_batches, *idle]
         for position, batch in enumerate(all_of_it):
-            with trainer._engine.accumulate(model, position == last):
-                if position < learned:
-                    self._learn(model, batch, num_items)
-                else:
-                    self._idle(model, batch, num_items)
+            one = self._learn if position < learned else self._idle
+            one(model, batch, num_items, position == last)
             self.done += 1
             if position != last:
-                trainer._fire("on_substep_end")
+                self._end_substep(position)
                 if trainer.control.should_epoch_stop or trainer.control.should_training_stop:
                     trainer._parts_of(model).forget_gradients()  # half an update must not leak into the next one
                     trainer._engine.forget_gradients(model)
@@ -310,35 +323,71 @@ class UpdateRunner:
         self.run.carried = self.run.plan.carried(self.run.carried + len(all_of_it))
         return last is not None
 
-    def _learn(self, model: nn.Module, batch: Any, num_items: Tensor | int | None) -> None:
+    def _end_substep(self, position: int) -> None:
+        self.trainer._fire("on_substep_end")
+
+    def _learn(self, model: nn.Module, batch: Any, num_items: Tensor | int | None, closes: bool) -> None:
+        with self.trainer._engine.accumulate(model, closes):
+            loss = self._training_step(model, batch, num_items)
+        self._count(loss, batch)
+
+    def _count(self, loss: Tensor, batch: Any) -> None:
+        """Note what a micro-batch has given, and cost."""
         trainer = self.trainer
-        loss = self._training_step(model, batch, num_items)
         trainer._window.add(loss, trainer.state.global_step - trainer._globalstep_last_logged)
+        trainer._numerics.add(loss)
         trainer._account(batch)
 
-    def _idle(self, model: nn.Module, batch: Any, num_items: Tensor | int | None) -> None:
+    def _idle(self, model: nn.Module, batch: Any, num_items: Tensor | int | None, closes: bool) -> None:
         """Take part in what the others compute together, with nothing of one's own."""
-        with self.trainer._resting():
+        with self.trainer._engine.accumulate(model, closes), self.trainer._resting():
             self._training_step(model, batch, num_items)
 
-    def _step(self, trainer: Trainer) -> None:
-        """Clip, step, move the schedule, forget the gradients."""
+    def _begin(self, trainer: Trainer) -> None:
+        """An update begins, unless it goes on with gradients of the epoch before."""
+        if not self.run.carried:
+            trainer._numerics.begin(trainer.state.global_step)
+        if trainer._numerics.guard is not None:
+            self._rng_before = trainer._random_states()
+
+    def _step(self, trainer: Trainer, micro_batches: list[Any], num_items: Tensor | int | None, count: int) -> bool:
+        """Clip, step, move the schedule, forget the gradients; False where the update is not made, for its numbers."""
         run, model = self.run, self.run.model
         limit = trainer.args.max_grad_norm
-        run.boundary = None
         clipped = trainer._clip_grad_norm(model) if limit is not None and limit > 0 else None
-        run.grad_norm = trainer._get_grad_norm(model, grad_norm=clipped)
+        norm = trainer._get_grad_norm(model, grad_norm=clipped)
+        if trainer._numerics.guard is not None:
+            first = self.done - count
+            update = Update(self.epoch, first, count, micro_batches, num_items, norm, self._rng_before)
+            if was_left_out(trainer, model, update):
+                return False
+        run.boundary, run.grad_norm = None, norm
         trainer._fire("on_pre_optimizer_step")
         trainer._engine.step(trainer.optimizer)
         trainer._fire("on_optimizer_step")
+        trainer._averages.update(trainer.state.global_step + 1, trainer._engine.step_was_skipped)
         run.learning_rate = trainer._get_learning_rate()  # the rate that this update used
         trainer._step_scheduler()
         trainer._parts_of(model).forget_gradients()
+        trainer._numerics.end(norm, trainer._engine.step_was_skipped)
+        return True
 
     def _advance(self, trainer: Trainer) -> None:
         trainer.state.global_step += 1
+        self._move_on(trainer)
+
+    def _move_on(self, trainer: Trainer) -> None:
+        """The data of this update lies behind us."""
         trainer.state.epoch = self.epoch + self.done / self.steps_in_epoch
         trainer._progress.batches = self.done
+
+    def _pass_over(self, trainer: Trainer) -> None:
+        """The update was not made. Where it would have been the last one, the one before turns out to be that."""
+        self._move_on(trainer)
+        if 0 < trainer.state.max_steps <= trainer.state.global_step:
+            trainer._fire("on_step_end")
+            trainer._leave_what_is_done()
+            self.log_save_evaluate()
 
     def log_save_evaluate(self) -> None:
         """Log, evaluate and save where the control asks for it, through the overridable seam."""

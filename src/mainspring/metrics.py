@@ -21,7 +21,6 @@ from typing import Any, NamedTuple, TypeGuard
 import numpy as np
 import torch
 
-from mainspring.errors import NotAvailableError, Problem
 from mainspring.jsonfile import write_json
 
 Tree = Any
@@ -198,30 +197,6 @@ def default_compute_objective(metrics: Mapping[str, float]) -> float | None:
         if name not in ("eval_loss", "epoch") and not name.endswith(("_runtime", "_per_second"))
     ]
     return sum(others) if others else metrics.get("eval_loss")
-
-
-class TrainerMemoryTracker:
-    """Stands where memory is going to be measured; it measures nothing.
-
-    Args:
-        skip_memory_metrics: True: nobody asked for measurements.
-
-    Raises:
-        NotAvailableError: If they are asked for: reports of memory are not available yet.
-    """
-
-    def __init__(self, skip_memory_metrics: bool = False) -> None:
-        if not skip_memory_metrics:
-            raise NotAvailableError(
-                [Problem("skip_memory_metrics", skip_memory_metrics, "memory is not measured yet", "set it to True")]
-            )
-        self.skip_memory_metrics = skip_memory_metrics
-
-    def start(self) -> None:
-        """Do nothing: a measurement would begin here."""
-
-    def stop_and_update_metrics(self, metrics: dict[str, float] | None = None) -> None:
-        """Leave ``metrics`` as they are: a measurement would end here and be added to them."""
 
 
 # --- what training and evaluation return -----------------------------------------------------------------------------

@@ -10,10 +10,12 @@ import contextlib
 import inspect
 import logging
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
@@ -189,6 +191,18 @@ def is_encoder_decoder(model: nn.Module) -> bool:
     return bool(getattr(getattr(_core(model), "config", None), "is_encoder_decoder", False))
 
 
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and each module's own mode afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
 # Attention --------------------------------------------------------------------------------------------------------
 
 
@@ -215,6 +229,13 @@ def carries_state(model: nn.Module) -> bool:
 def _text_config(model: nn.Module) -> Any:
     config: Any = getattr(_core(model), "config", None)
     return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def auxiliary_loss(model: nn.Module, outputs: Any) -> Tensor | float:
+    """What the routers of experts have added to the loss: a mean over a batch, whatever the rest is normalised by."""
+    found = outputs.get("aux_loss") if isinstance(outputs, Mapping) else None
+    factor = getattr(_text_config(model), "router_aux_loss_coef", None)
+    return 0.0 if found is None or factor is None else factor * found
 
 
 # Inputs and size --------------------------------------------------------------------------------------------------
@@ -249,6 +270,19 @@ def refuse_label_argument(model: nn.Module) -> None:
 
 
 # Size and cost ----------------------------------------------------------------------------------------------------
+
+
+def tell_of_cast_weights(model: nn.Module, cast_to: torch.dtype | None) -> None:
+    """Warn where training begins with the weights that an evaluation has left: they have lost digits for good."""
+    if cast_to is not None and any(parameter.dtype == cast_to for parameter in model.parameters()):
+        name = str(cast_to).removeprefix("torch.")
+        option = {torch.float16: "fp16_full_eval", torch.bfloat16: "bf16_full_eval"}[cast_to]
+        warnings.warn(
+            f"{option}=True: an evaluation has cast the weights to {name}, and they are trained in it; evaluate after "
+            "training, or train a model that was loaded anew",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def param_count(model: nn.Module, trainable_only: bool = False) -> int:
@@ -350,33 +384,6 @@ class Parts:
 
 
 # What is changed on a model before training -----------------------------------------------------------------------
-
-_SELECTION = ("every_n_layers", "offload")
-"""Checkpointing options that choose layers and storage; all others go to `torch.utils.checkpoint.checkpoint`."""
-
-
-def enable_checkpointing(model: nn.Module, kwargs: Mapping[str, Any] | None) -> None:
-    """Have the model recompute activations in the backward pass instead of keeping them.
-
-    Args:
-        model: Has `activation_checkpointing_enable` or, of the older generation, `gradient_checkpointing_enable`.
-        kwargs: Options of `torch.utils.checkpoint.checkpoint` (`use_reentrant`, ...), and `every_n_layers` and
-            `offload` for models that know them.
-
-    Raises:
-        ValueError: The model has neither method, or cannot checkpoint.
-    """
-    given: dict[str, Any] = dict(kwargs or {})
-    selection = {name: given.pop(name) for name in _SELECTION if name in given}
-    for generation in ("activation_checkpointing", "gradient_checkpointing"):
-        enable = getattr(model, f"{generation}_enable", None)
-        if enable is not None:
-            enable(**({f"{generation}_kwargs": given} if given else {}), **selection)
-            return
-    raise ValueError(
-        f"gradient_checkpointing=True: {_class_of(model).__name__} cannot recompute activations; give the model a "
-        "method gradient_checkpointing_enable(gradient_checkpointing_kwargs=None), or set gradient_checkpointing=False"
-    )
 
 
 def align_special_tokens(model: nn.Module, processing_class: object) -> dict[str, int]:

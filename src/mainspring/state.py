@@ -449,6 +449,8 @@ class Progress:
         stops: what a callback had ended by then, the epoch under way or the training: names of control flags.
         grad_norm: gradient norm of the last update, which the next log may ask for; None where there was none.
         learning_rate: learning rate of the last update.
+        numerics: what was counted of updates that went wrong since the last log, and what was decided on them.
+        pieces: into how many pieces micro-batches are cut, for memory to hold them.
     """
 
     epoch: int = 0
@@ -471,6 +473,8 @@ class Progress:
     stops: list[str] = field(default_factory=list)
     grad_norm: float | None = None
     learning_rate: float | None = None
+    numerics: dict[str, Any] = field(default_factory=dict)
+    pieces: int = 1
 
     def to_json(self, path: FilePath) -> None:
         """Write to `path`; floats are written so that reading gives the same bits."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import logging
 import math
 import os
 import sys
@@ -20,23 +21,35 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, Sampler, SequentialSampler
 
-from mainspring import checkpoint as ckpt, evaluation, loop, model as models
+from mainspring import checkpoint as ckpt, evaluation, guarding, loop, model as models
 from mainspring.arguments.accelerator_config import settings_of
 from mainspring.arguments.enums import ParallelMode, SaveStrategy
 from mainspring.arguments.foreign import check_foreign
-from mainspring.arguments.own import evaluation_memory, optimizer_options, own_options, packing_options, saving_options
+from mainspring.arguments.measuring import measuring_options
+from mainspring.arguments.own import (
+    ema_decay,
+    evaluation_memory,
+    leaves_logits_out,
+    optimizer_options,
+    own_options,
+    packing_options,
+    saving_options,
+)
 from mainspring.arguments.training_arguments import TrainingArguments
 from mainspring.callbacks.base import CallbackHandler
 from mainspring.callbacks.early_stopping import is_exhausted
+from mainspring.callbacks.ema import AveragesOfRun, EMACallback
 from mainspring.callbacks.flow import DefaultFlowCallback
 from mainspring.callbacks.preemption import StopInsideEvaluation, StopRequests, shield_worker
+from mainspring.callbacks.profiling import ProfilerCallback
 from mainspring.callbacks.progress import PrinterCallback, ProgressCallback
+from mainspring.chunked_loss import LossHead, loss_head
 from mainspring.data.collators import DataCollatorWithPadding, RemoveColumnsCollator, default_data_collator
 from mainspring.data.columns import is_table, remove_unused_columns
 from mainspring.data.epoch_order import EpochOrder
@@ -63,8 +76,15 @@ from mainspring.data.steady import GlobalOrder
 from mainspring.data.uneven import Agreed, UnevenBatches, may_end_apart, most_batches, reads_its_own
 from mainspring.engines.choice import check_subjects
 from mainspring.errors import OptionError, Problem, did_you_mean
+from mainspring.fitting import FittingUpdates
+from mainspring.inspection import Inspection
 from mainspring.legacy import OlderNames
 from mainspring.loss import LabelSmoother, WatchedCount, count_items, loss_of, weights_of
+from mainspring.measuring.memory import TrainerMemoryTracker
+from mainspring.measuring.optimizer_state import tell_after_first_step
+from mainspring.measuring.peaks import format_of, peak_of
+from mainspring.measuring.speed import Peak, Speed
+from mainspring.measuring.waiting import Loading
 from mainspring.metrics import (
     EvalLoopOutput,
     LossWindow,
@@ -80,6 +100,8 @@ from mainspring.metrics import (
     save_metrics,
     speed_metrics,
 )
+from mainspring.model_features import liger, recompute
+from mainspring.numerics import nonfinite_parameters, refuse_nonfinite, refuse_untrainable
 from mainspring.optimizers import (
     build_optimizer,
     decay_parameter_names,
@@ -89,10 +111,12 @@ from mainspring.optimizers import (
     optimizer_class_and_kwargs,
     parameter_groups,
 )
+from mainspring.optimizers.in_backward import UpdatesInBackward
 from mainspring.optimizers.limits import RunOfOptimizer, check_made, check_run
-from mainspring.schedulers import follows_metric, get_scheduler
+from mainspring.schedulers import check_options, follows_metric, get_scheduler
 from mainspring.seams import adapt, takes
 from mainspring.seeding import capture_rng, enable_full_determinism, restore_rng, seed_worker, set_seed
+from mainspring.splitting import Cutter, Fit, Piece, check_pieces, naming_evaluation_batch
 from mainspring.state import (
     Progress,
     TrainerControl,
@@ -111,6 +135,7 @@ _LoaderParts = tuple[Any, Callable[..., Any], Sampler[Any] | None]
 """Data, collator, order."""
 
 if TYPE_CHECKING:
+    from mainspring.diagnostics.aids import DebuggingAids
     from mainspring.engines.accelerator import MainspringAccelerator
     from mainspring.engines.base import EngineOptions, SingleProcess
 
@@ -122,7 +147,7 @@ _SLOW_DISK = 100e6
 _EVALUATION_KEYS = frozenset({"loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time"})
 
 
-class Trainer(OlderNames):
+class Trainer(Inspection, OlderNames):
     """Train, evaluate and predict with a PyTorch model.
 
     Args:
@@ -162,7 +187,8 @@ class Trainer(OlderNames):
         label_names: Keys of the batch that are labels.
         can_return_loss: Whether the model's forward has `return_loss=True` as default.
         model_accepts_loss_kwargs: Whether the model takes `num_items_in_batch` and normalises its loss by it.
-        current_gradient_accumulation_steps: Micro-batches of the update being made.
+        current_gradient_accumulation_steps: Micro-batches of the update being made; with `auto_find_batch_size` the
+            pieces that they are cut into, where memory does not hold whole ones.
         current_flos: Floating-point operations since they were last added to the state.
         hp_name, hp_search_backend: Set by a hyper-parameter search.
 
@@ -200,11 +226,13 @@ class Trainer(OlderNames):
     ) -> None:
         self.args = args if args is not None else TrainingArguments(output_dir="tmp_trainer")
         check_foreign(self.args)
+        self._memory_tracker = self._track_memory()
         self._own = own_options(self.args)
         self._saving = saving_options(self.args)
         self._settings = settings_of(getattr(self.args, "accelerator_config", None))
         self._packs = packing_options(self.args)
         self._optimizing = optimizer_options(self.args)
+        self._cuts = bool(getattr(self.args, "auto_find_batch_size", False))  # micro-batches, where memory runs out
         self._seed()
         self.model = model  # `create_accelerator_and_postprocess` may look at it
         self.create_accelerator_and_postprocess()
@@ -230,6 +258,15 @@ class Trainer(OlderNames):
         self._fire("on_init_end")
         if getattr(self.model, "config", None) is not None:
             self.model.config.use_cache = self.args.use_cache
+        self._memory_tracker.report("init")
+
+    def _track_memory(self) -> TrainerMemoryTracker:
+        """What measures memory, in the first process where that is asked for. Construction, its first stage, begins."""
+        if self.args.skip_memory_metrics or not self.is_world_process_zero():
+            return TrainerMemoryTracker(skip_memory_metrics=True)
+        tracker = TrainerMemoryTracker(device=self.args.device)
+        tracker.begin("init")
+        return tracker
 
     def _seed(self) -> None:
         if self.args.full_determinism:
@@ -313,6 +350,7 @@ class Trainer(OlderNames):
         self.is_deepspeed_enabled = self._engine.joins_optimizer
         self.is_fsdp_enabled = self._engine.is_fsdp
         self.neftune_noise_alpha = self.args.neftune_noise_alpha
+        self._features = contextlib.ExitStack()  # ends what `_prepare_model_features` begins
         self.current_flos: float = 0.0
         self.current_gradient_accumulation_steps = self.args.gradient_accumulation_steps
         self._trial: Any = None
@@ -325,6 +363,8 @@ class Trainer(OlderNames):
             None  # what the processes have for this update, where they may have unequally much
         )
         self._reading: Iterator[Any] = iter(())  # the batches of the epoch under way
+        self._updates: type[loop.UpdateRunner] = FittingUpdates if self._cuts else loop.UpdateRunner
+        self._piece: Piece | None = None  # of the micro-batch being learned from, where it was cut
         self._update_weight: Tensor | None = (
             None  # labels, or rows, of the update being made, where its parts are weighed
         )
@@ -336,6 +376,8 @@ class Trainer(OlderNames):
         self._initial_num_input_tokens_seen = 0
         self._eval_dataloaders: dict[str, Any] = {}  # kept where their workers are persistent
         self._window = LossWindow(self.args.device, self.args.logging_nan_inf_filter)
+        self._speed = Speed()
+        self._numerics = guarding.no_numerics()  # what counts updates, and decides on them, by their numbers
         self._progress = Progress()
         self._epoch_start: dict[str, Any] | None = None  # random states, where the order of the data follows from them
         self._run: loop.Run | None = None
@@ -346,6 +388,7 @@ class Trainer(OlderNames):
         self._best_before_save: str | None = None  # the best checkpoint, should the one being written not come about
         self._saved_step: int | None = None  # update of the newest checkpoint that this run wrote
         self._preparation_time: float | None = None  # of the model, in the evaluation that had to prepare it
+        self._cast_to: torch.dtype | None = None  # what an evaluation outside of training made of the weights
         self._output: evaluation.OutputFile | None = None  # where the prediction under way is written to
         self._recurrence = models.Recurrence(getattr(self.args, "past_index", -1))
         self._eval_items: tuple[Any, Any] | None = (
@@ -358,14 +401,24 @@ class Trainer(OlderNames):
     def _init_callbacks(self, callbacks: list[Any] | None) -> None:
         bars = is_progress_bar_enabled() and not self.args.disable_tqdm
         progress = ProgressCallback if bars else PrinterCallback
+        decay = ema_decay(self.args)
+        averaging = [] if decay is None else [EMACallback(decay)]
         self.callback_handler = CallbackHandler(
-            [DefaultFlowCallback(self._own.final_events), *(callbacks or [])],
+            [DefaultFlowCallback(self._own.final_events), *(callbacks or []), *averaging],
             self.model,
             self.processing_class,
             self.optimizer,
             self.lr_scheduler,
         )
         self.add_callback(progress)
+        if (updates := measuring_options(self.args).profile) is not None:
+            self.add_callback(ProfilerCallback(*updates))
+        self._averages.check(decay, self._engine.why_no_averages())
+
+    @property
+    def _averages(self) -> AveragesOfRun:
+        """What the run asks of its `EMACallback`, if it has one."""
+        return AveragesOfRun(self.callback_handler.callbacks)
 
     def _make_output_dir(self) -> None:
         if not self.args.should_save:
@@ -393,6 +446,8 @@ class Trainer(OlderNames):
         self._engine.check_given(
             self.optimizer or self.optimizer_cls_and_kwargs, self.lr_scheduler, self._half_of_evaluations()
         )
+        self._aids = self._debugging_aids()
+        self._loss_head = self._leave_logits_out()
         self._validate_optimizer()
         self._validate_batch_metrics()
         if args.eval_strategy != "no" and self.eval_dataset is None and not _overrides(self, "get_eval_dataloader"):
@@ -415,14 +470,52 @@ class Trainer(OlderNames):
             factory=chosen is not None and is_optimizer_factory(chosen[0]),
         )
         check_run(run)
+        guarding.check_options(self, run.wanted_in_backward is not None)
+        self._validate_pieces(run.wanted_in_backward is not None)
         if run.named is not None and self.train_dataset is not None and not self._makes_own_optimizer():
             with warnings.catch_warnings():  # which come when it is built
                 warnings.simplefilter("ignore")
                 optimizer_class_and_kwargs(self.args, self.model)
+            if self.lr_scheduler is None and not _overrides(self, "create_scheduler"):
+                args = self.args
+                check_options(args.lr_scheduler_type, args.lr_scheduler_kwargs, args.learning_rate)
+
+    def _validate_pieces(self, in_backward: bool) -> None:
+        """Refuse to cut micro-batches, where that is asked for, in runs whose updates cannot be begun anew."""
+        if self._cuts:
+            remembers = getattr(self.args, "past_index", -1) >= 0
+            check_pieces(
+                self._engine.why_not_in_pieces(self.model),
+                "the optimizer acts inside the backward pass: what it has updated cannot be put back"
+                if in_backward
+                else None,
+                f"past_index={self.args.past_index} hands the next batch what the whole one left"
+                if remembers
+                else None,
+            )
 
     def _makes_own_optimizer(self) -> bool:
         seams = ("get_optimizer_cls_and_kwargs", "create_optimizer", "create_optimizer_and_scheduler")
         return any(_overrides(self, seam) for seam in seams)
+
+    def _debugging_aids(self) -> DebuggingAids | None:
+        """What `debug` asks for; imported only then."""
+        if not self.args.debug:
+            return None
+        from mainspring.diagnostics.aids import DebuggingAids
+
+        return DebuggingAids(self.args.debug, self._engine)
+
+    def _leave_logits_out(self) -> LossHead | None:
+        """What computes losses in place of logits, where the options ask for it; None: the model makes logits."""
+        if not leaves_logits_out(self.args):
+            return None
+        wants = "compute_loss_func makes the loss of logits" if self.compute_loss_func is not None else None
+        return loss_head(self.model, wants or self._engine.why_logits())
+
+    def _without_logits(self, wanted: bool = True) -> contextlib.AbstractContextManager[None]:
+        """The context of a forward pass of which only the loss is wanted."""
+        return _NO_CONTEXT if self._loss_head is None or not wanted else self._loss_head.instead_of_logits()
 
     def _warn_of_what_cannot_act(self) -> None:
         """Options that what was passed beside them leaves without effect."""
@@ -556,7 +649,7 @@ class Trainer(OlderNames):
             static_graph=args.ddp_static_graph,
             comm_hook=getattr(args, "ddp_comm_hook", None),
             # Recomputing activations and searching for unused parameters exclude each other in torch.
-            finds_unused=not (models.is_pretrained(self.model) and args.gradient_checkpointing),
+            finds_unused=not (args.gradient_checkpointing and self._hides_parameters()),
         )
         return EngineOptions(
             ddp=ddp,
@@ -568,6 +661,10 @@ class Trainer(OlderNames):
             packs=self._packs.wanted,
             weighs_parts=self._own.weigh_micro_batches,
         )
+
+    def _hides_parameters(self) -> bool:
+        """Whether recomputing keeps parameters out of sight of who searches for unused ones."""
+        return models.is_pretrained(self.model) or recompute.is_reentrant(self.args.gradient_checkpointing_kwargs)
 
     def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> nn.Module:
         """Wrap `model` for the engine in use; a model that is already wrapped comes back as it is."""
@@ -999,7 +1096,11 @@ class Trainer(OlderNames):
         """
         check_foreign(self.args)
         wanted = _resume_argument(resume_from_checkpoint, kwargs)
-        with self._engine.session("train()"), contextlib.ExitStack() as until_the_end:
+        with (
+            self._engine.session("train()"),
+            self._memory_tracker.during("train"),
+            contextlib.ExitStack() as until_the_end,
+        ):
             checkpoint = self._enter_output_dir(until_the_end, trial, wanted)
             return self._train_from(checkpoint, trial, ignore_keys_for_eval)
 
@@ -1044,6 +1145,7 @@ class Trainer(OlderNames):
             self._finish_own_saves()
             raise
         finally:
+            self._features.close()
             self.is_in_train = False
 
     def _new_model(self, trial: Any) -> None:
@@ -1054,14 +1156,25 @@ class Trainer(OlderNames):
             self._move_model_to_device(self.model, self.args.device)
         self.model_wrapped = self.model
         self._inspect_model()
+        self._loss_head = self._leave_logits_out()
 
     def _prepare_model_features(self) -> None:
+        """What the model does differently in training; `_features` puts an end to it."""
         args = self.args
+        if args.use_liger_kernel:
+            liger.patch(self.model, args.liger_kernel_config, self._engine.device)
         if (args.fp16_full_eval or args.bf16_full_eval) and not self.is_model_parallel and self.model_init is None:
             self._move_model_to_device(self.model, args.device)
+            models.tell_of_cast_weights(self.model, self._cast_to)
         if args.gradient_checkpointing:
-            models.enable_checkpointing(self.model, args.gradient_checkpointing_kwargs)
+            end = recompute.start(self.model, args.gradient_checkpointing_kwargs, self._engine.device)
+            self._features.callback(end)
+        if args.gradient_checkpointing or recompute.is_on(self.model):
+            self._engine.check_recomputing()
         models.align_special_tokens(self.model, self.processing_class)
+        if self.neftune_noise_alpha is not None:
+            self._activate_neftune(self.model)
+            self._features.callback(self._deactivate_neftune, self.model)
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """A fresh model from `model_init`, which takes nothing or the trial."""
@@ -1094,7 +1207,9 @@ class Trainer(OlderNames):
             plan.max_steps, plan.num_update_steps_per_epoch, plan.num_train_epochs, resume_from_checkpoint, trial
         )
         plan = self._keep_schedule(plan, first_epoch, skip)
+        refuse_untrainable(self.model)
         model, loader = self._prepare_for_training(plan.steps_of_schedule, loader, resume_from_checkpoint)
+        refuse_nonfinite(self._engine.every(nonfinite_parameters(self.model.named_parameters())))
         self._run = loop.Run(
             plan=plan,
             model=model,
@@ -1115,7 +1230,8 @@ class Trainer(OlderNames):
         self._announce(plan)
         self._begin_counting(resume_from_checkpoint)
         model.zero_grad()
-        return loop.fit(self, self._run)
+        with _NO_CONTEXT if self._aids is None else self._aids.watching(self.model):
+            return loop.fit(self, self._run)
 
     def _stop_requests(self) -> StopRequests:
         """Signals are held back only where there will be a checkpoint to go on from."""
@@ -1142,7 +1258,12 @@ class Trainer(OlderNames):
             window=self._window.total.clone(),
             total_loss=self._total_loss_scalar,
             logged_at=self._globalstep_last_logged,
-            counted=(self.current_flos, copy.copy(self._tokens_waiting), copy.copy(self._padding)),
+            counted=(
+                self.current_flos,
+                copy.copy(self._tokens_waiting),
+                copy.copy(self._padding),
+                self._numerics.counts.kept(),
+            ),
             state=copy.copy(self.state),
             logs=len(self.state.log_history),
             callbacks=export_states(self._exportable()),
@@ -1153,7 +1274,8 @@ class Trainer(OlderNames):
         restore_rng(boundary.rng, distributed=self._is_distributed())
         self._window.total.copy_(boundary.window)
         self._total_loss_scalar, self._globalstep_last_logged = boundary.total_loss, boundary.logged_at
-        self.current_flos, self._tokens_waiting, self._padding = boundary.counted
+        self.current_flos, self._tokens_waiting, self._padding, counts = boundary.counted
+        self._numerics.counts.put_back(counts)
         vars(self.state).update(vars(boundary.state))
         del self.state.log_history[boundary.logs :]
         restore_callbacks(self.callback_handler.callbacks, self.control, boundary.callbacks)
@@ -1214,25 +1336,6 @@ class Trainer(OlderNames):
             folder = self._save_now(run.model, run.trial)
             if folder is not None:
                 logger.error("an exception ends the run: %s holds the last complete update", folder)
-
-    def plan(self) -> TrainPlan:
-        """What `train()` would do: updates, epochs and batch sizes, worked out without training.
-
-        Where each of several processes reads data of its own, all of them have to ask: the longest share decides.
-        """
-        return self._plan(self.args, self.get_train_dataloader())
-
-    def explain(self, everything: bool = False, file: TextIO | None = None) -> None:
-        """Print the options, as `args.explain` does, and, where there is training data, what `train()` would do."""
-        out = file or sys.stdout
-        if isinstance(self.args, TrainingArguments):
-            self.args.explain(everything, out)
-        else:
-            out.write(f"{type(self.args).__module__} keeps no record of where its options came from.\n")
-        if self.train_dataset is not None:
-            plan = self.plan()
-            out.write(f"The run: {self._summary(plan)}.\n")
-            out.write(self._engine.explained(self.model, (plan.max_steps, self.args.get_warmup_steps(plan.max_steps))))
 
     def _plan(self, args: Any, loader: Any) -> TrainPlan:
         values = self.set_initial_training_values(args, loader)
@@ -1390,6 +1493,7 @@ class Trainer(OlderNames):
 
     def _restore_callbacks(self, checkpoint: str) -> None:
         self._load_callback_state()
+        self._averages.resume(checkpoint)
         file = ckpt.Contents.of(checkpoint).file(ckpt.CALLBACKS_NAME)
         if self._own.restore_callback_states and file is not None:
             load_state_dicts(self.callback_handler.callbacks, ckpt.load_torch(file))
@@ -1469,6 +1573,8 @@ class Trainer(OlderNames):
         handler = self.callback_handler
         handler.model, handler.optimizer, handler.lr_scheduler = self.model, self.optimizer, self.lr_scheduler
         handler.train_dataloader = train_dataloader
+        if logger.isEnabledFor(logging.INFO):
+            tell_after_first_step(self.optimizer, partial(logger.info, "%s"))
         return model, train_dataloader
 
     def _wrap_and_optimize(self, max_steps: int, checkpoint: str | None) -> nn.Module:
@@ -1504,6 +1610,7 @@ class Trainer(OlderNames):
         else:
             self.create_optimizer()
         check_made(self.optimizer, self._optimizing)
+        self._validate_pieces(isinstance(getattr(self.optimizer, "optimizer", self.optimizer), UpdatesInBackward))
 
     def _begin_counting(self, checkpoint: str | None) -> None:
         """Start the counters of this call; on resume the loss window goes on where the checkpoint left it."""
@@ -1515,12 +1622,20 @@ class Trainer(OlderNames):
         self._saved_step = step if checkpoint is not None and self._is_own_place(checkpoint) else None
         self._window = LossWindow(self.args.device, self.args.logging_nan_inf_filter)
         self._padding = PaddingCount()
+        self._speed = self._measure_speed()
         self._flop_counter = models.FlopCounter(self.model)
         self._parts = None
         self._normalises = None
+        names = (models.main_input_name(self.model), "labels", *self.label_names)
+        self._fit = Fit(Cutter(names, self._loss_shifts_labels), self._progress.pieces)
         self._log = adapt(self.log, ("logs", "start_time"))
+        self._numerics = guarding.numerics_of(self)
+        if checkpoint is not None:
+            assert self._run is not None
+            guarding.go_on(self, self._run, self._stored_snapshots(checkpoint))
         if checkpoint is not None and self._own.resume_log_window:
             self._window.total.fill_(self._own_window_loss())
+            self._numerics.load_window(self._progress.numerics)
             self._globalstep_last_logged = step - self._progress.window_steps
             if self._engine.rank == 0:  # the counts of all processes together
                 self._padding = PaddingCount(self._progress.window_positions, self._progress.window_tokens)
@@ -1604,6 +1719,23 @@ class Trainer(OlderNames):
         if position is not None:
             ckpt.save_torch(position, os.path.join(folder, self._position_name(run.loader)))
 
+    def _updates_lost(self) -> int:
+        """Updates of the plan that were not made, for their numbers, where nothing makes up for them."""
+        return 0 if self.args.max_steps > 0 else self._numerics.lost
+
+    def _has_updates_to_make_up(self, epoch: int) -> bool:
+        """Whether `epoch`, beyond those planned, is gone through for updates that were not made."""
+        run, lost = self._run, self._numerics.lost
+        assert run is not None
+        short = self.args.max_steps > 0 and self.state.global_step < run.plan.max_steps
+        return short and epoch < run.plan.num_train_epochs + lost
+
+    def _leave_what_is_done(self) -> None:
+        """Ask for no second evaluation, and no second checkpoint, of one update."""
+        step, control = self.state.global_step, self.control
+        control.should_evaluate = control.should_evaluate and self._evaluated_at[0] != step
+        control.should_save = control.should_save and self._saved_step != step
+
     def _steps_in_epoch(self, run: loop.Run, epoch: int) -> int:
         """Micro-batches of the epoch: lengths, and with them batches, may vary by epoch."""
         order = self._epoch_order
@@ -1613,6 +1745,8 @@ class Trainer(OlderNames):
         """The epoch's end events are behind us: a checkpoint from here on begins with the next epoch."""
         self._progress.samples += self._epoch_samples()
         self._progress.epoch, self._progress.batches = epoch + 1, 0
+        if self._aids is not None:
+            self._aids.after_epoch()
 
     def _epoch_samples(self) -> int:
         """Samples of this epoch consumed over all processes."""
@@ -1630,7 +1764,9 @@ class Trainer(OlderNames):
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | int | None]:
         """The micro-batches of one update, fewer where the data ends, and the items in them."""
+        asked = time.perf_counter()
         batches = list(islice(epoch_iterator, num_batches))
+        self._speed.waited_since(asked)
         if isinstance(epoch_iterator, UnevenBatches):
             self._agree_on_update(epoch_iterator, batches)
         return batches, self._get_num_items_in_batch(batches, device)
@@ -1704,11 +1840,13 @@ class Trainer(OlderNames):
         inputs = self._prepare_inputs(inputs)
         items = self._items_for_loss(num_items_in_batch)
         share = self._share_of_update(inputs)
-        with self.compute_loss_context_manager():
+        with self.compute_loss_context_manager(), self._without_logits():
             loss = self._call_compute_loss(model, inputs, items)
         if self.args.torch_empty_cache_steps is not None:
             self._empty_cache()
         normalised = self._loss_is_normalised(items)
+        if self._piece is not None and not (normalised and self._adds_up(items)):
+            loss = self._piece.of_batch(loss)
         if not normalised:
             loss = self._part_of_update(loss, share)
         if self._agreed is not None:
@@ -1748,7 +1886,7 @@ class Trainer(OlderNames):
         """A mean over a micro-batch, as what it adds to the mean over the update."""
         if share is not None:
             return loss * share
-        parts = self.current_gradient_accumulation_steps
+        parts = self.current_gradient_accumulation_steps if self._piece is None else self._piece.parts
         return loss / parts if parts > 1 else loss
 
     def _for_those_present(self, loss: Tensor, agreed: Agreed, counted: Any) -> Tensor:
@@ -1760,8 +1898,40 @@ class Trainer(OlderNames):
         """How much the mean loss of a micro-batch counts in its update; None where all count alike."""
         if self._update_weight is None:
             return None
-        weights = weights_of([inputs], self._loss_shifts_labels)
+        whole = inputs if self._piece is None else self._piece.whole
+        weights = weights_of([whole], self._loss_shifts_labels)
         return None if weights is None else weights[0] / self._update_weight
+
+    def _cut(self, batch: Any, count: int, parts: int) -> list[Piece]:
+        """A micro-batch in `count` pieces, fewer where it has fewer rows.
+
+        Until it is known of a loss that it is normalised in its update, it is taken for a mean.
+
+        Args:
+            batch: The micro-batch.
+            count: How many pieces are wanted.
+            parts: What a mean over the micro-batch is divided by in its update.
+        """
+        normalised = self._normalises if self.loss_is_scaled_for_ga is None else self.loss_is_scaled_for_ga
+        return self._fit.cutter.cut(batch, count, parts, means=not normalised)
+
+    @contextlib.contextmanager
+    def _learning_from(self, piece: Piece | None) -> Iterator[None]:
+        """The body learns from a piece of a micro-batch; None: from all of it."""
+        self._piece = piece
+        try:
+            yield
+        finally:
+            self._piece = None
+
+    def _adds_up(self, items: Tensor | int | None) -> bool:
+        """Whether the losses of pieces sum up to that of their micro-batch, rather than being means over each.
+
+        That a loss counts as normalised in its update does not say so where it is only taken for that.
+        """
+        if self.loss_is_scaled_for_ga:
+            return True
+        return items is not None and not (isinstance(items, WatchedCount) and not items.was_used)
 
     def _parts_of(self, model: nn.Module) -> models.Parts:
         """The modules and parameters of the model in training, listed once per run."""
@@ -1779,11 +1949,15 @@ class Trainer(OlderNames):
         return self.compute_loss(model, inputs, **kwargs)
 
     def _items_for_loss(self, items: Tensor | int | None) -> Tensor | int | None:
-        """The number of items to give to the loss: watched until it is known whether the loss is normalised by it."""
-        watches = self._own.watch_normalisation and self.loss_is_scaled_for_ga is None and not self.args.torch_compile
-        if not watches or not isinstance(items, Tensor):
+        """The number of items to give to the loss: watched until it is known whether the loss is normalised by it.
+
+        A compiled model is always given the same kind of number: it would be compiled anew for another one.
+        """
+        if self.loss_is_scaled_for_ga is not None or not isinstance(items, Tensor):
             return items
-        if self._normalises is None:
+        if not self._own.watch_normalisation:
+            return items if self._piece is None else WatchedCount.of(items)
+        if self._normalises is None or self.args.torch_compile:
             return WatchedCount.of(items)
         return items if self._normalises else None
 
@@ -1797,7 +1971,7 @@ class Trainer(OlderNames):
             return self.loss_is_scaled_for_ga
         if not self._own.loss_by_items:
             return False
-        if isinstance(items, WatchedCount):
+        if isinstance(items, WatchedCount) and self._own.watch_normalisation:
             self._normalises = items.was_used
             return self._normalises
         if self._own.watch_normalisation and self._normalises is False:
@@ -1834,6 +2008,7 @@ class Trainer(OlderNames):
             self._recurrence.remember(outputs, has_loss=self.label_smoother is None and self.compute_loss_func is None)
         loss = self._loss_from(outputs, labels, num_items_in_batch)
         unused = isinstance(num_items_in_batch, WatchedCount) and not num_items_in_batch.was_used
+        unused &= self._own.watch_normalisation
         if num_items_in_batch is not None and not unused and (scale := self._loss_scale()) != 1:
             loss = loss * scale
         return (loss, outputs) if return_outputs else loss
@@ -1846,7 +2021,19 @@ class Trainer(OlderNames):
         if self.label_smoother is not None and labels is not None:
             shift = models.is_causal_lm(self.model)
             return self.label_smoother(outputs, labels, shift_labels=shift, num_items_in_batch=num_items)
-        return loss_of(outputs)
+        loss = loss_of(outputs)
+        if self.model.training and self._adds_up(num_items) and (share := self._share_of_means()) != 1:
+            loss = loss - (1 - share) * models.auxiliary_loss(self.model, outputs)
+        return loss
+
+    def _share_of_means(self) -> float:
+        """What a mean over the rows at hand counts in the update, where all else of the loss is added up."""
+        piece = self._piece
+        share = 1.0 if piece is None else piece.of_rows
+        if not self._own.share_router_losses:
+            return share
+        parts = self.current_gradient_accumulation_steps if piece is None else piece.parts
+        return share / (parts * self._loss_scale())
 
     def compute_loss_context_manager(self) -> contextlib.AbstractContextManager[Any]:
         """The context of every forward pass with a loss; enters the autocast context where a subclass gives one."""
@@ -1899,6 +2086,8 @@ class Trainer(OlderNames):
 
     def _account(self, inputs: Any) -> None:
         """Count what a micro-batch cost."""
+        if self._loss_head is not None:
+            self._loss_head.check_use()
         self.current_flos += self.floating_point_ops(inputs)
         self._track_num_input_tokens(inputs)
         if self._own.log_padding:
@@ -1967,7 +2156,8 @@ class Trainer(OlderNames):
                 self.control.should_save = is_best
             self._engine.settle(self.control)
         if self.control.should_save:
-            self._save_and_tell(model, trial)
+            with self._speed.apart():
+                self._save_and_tell(model, trial)
             self._engine.settle(self.control)
 
     def _may_be_best(self) -> bool:
@@ -1989,12 +2179,31 @@ class Trainer(OlderNames):
             logs.update(self._saver.take_times())
         if self._saver.failures:
             logs["failed_saves"] = self._saver.failures
+        logs.update(self._numerics.drain(self._engine))
         if self._own.log_padding and (padding := self._padding_since_log()) is not None:
             logs["padding_fraction"] = padding
         self._total_loss_scalar += total
         self._globalstep_last_logged = step
         self.store_flos()
+        logs.update(self._speed.logs(self.state.total_flos, self._engine.each))
         self._log(logs, start_time)
+
+    def _measure_speed(self) -> Speed:
+        """What takes the time of this run, and knows what its devices can do."""
+        args, engine, given = self.args, self._engine, measuring_options(self.args).peak_flops
+        pins = args.dataloader_pin_memory if engine.device.type == "cuda" else None
+        loading = Loading(args.dataloader_num_workers, args.dataloader_prefetch_factor, pins)
+        peak = given
+        if peak is None and self._own.log_utilization:
+            peak = peak_of(engine.device, format_of(self.model, self.accelerator.mixed_precision))
+        devices = engine.world_size * max(1, args.n_gpu, len(models.devices_of_map(self.model)))
+        # Processes that divide layers or sequences count the same batch each.
+        counts = engine.world_size // engine.data_world_size
+        return Speed(
+            operations=self.state.total_flos,
+            loading=loading if self._own.log_waiting else None,
+            peak=None if peak is None else Peak(peak * devices * counts, was_given=given is not None),
+        )
 
     def _padding_since_log(self) -> float | None:
         """The share of padding in what all processes were fed since the last log; None where no batch told."""
@@ -2026,7 +2235,9 @@ class Trainer(OlderNames):
         run = self._run
         if run is not None and run.stops.active:
             run.before_evaluation = self._boundary(loop.events_due(self.control))
-        metrics = self.evaluate(ignore_keys=ignore_keys_for_eval)
+        names_batch = naming_evaluation_batch(self.args.eval_batch_size) if self._cuts else _NO_CONTEXT
+        with self._speed.apart(), names_batch:
+            metrics = self.evaluate(ignore_keys=ignore_keys_for_eval)
         if run is not None:
             run.before_evaluation = None
         self._evaluated_at = (self.state.global_step, metrics)
@@ -2074,6 +2285,8 @@ class Trainer(OlderNames):
         metrics = speed_metrics("train", start_time, num_samples=num_train_samples * share, num_steps=steps)
         self.store_flos()
         metrics.update(total_flos=self.state.total_flos, train_loss=train_loss)
+        metrics.update(self._numerics.summary(self._engine, self.state.log_history))
+        self._memory_tracker.report("train", metrics)
         self._tell_of_finished_saves(wait=True)
         if self._saver.failures:
             metrics["failed_saves"] = self._saver.failures
@@ -2118,8 +2331,10 @@ class Trainer(OlderNames):
         Returns:
             The loss, the metrics, and the speed.
         """
-        with self._engine.session("evaluate()"):
-            return evaluation.evaluate(self, eval_dataset, ignore_keys, metric_key_prefix)
+        with self._engine.session("evaluate()"), self._memory_tracker.during("eval") as report:
+            metrics = evaluation.evaluate(self, eval_dataset, ignore_keys, metric_key_prefix)
+            report(metrics)
+            return metrics
 
     def predict(
         self,
@@ -2138,8 +2353,10 @@ class Trainer(OlderNames):
             output_file: A name that ends in `.npy` or `.parquet`. Predictions and labels are written there batch by
                 batch, by the main process, and are None in what is returned; memory does not grow with the data.
         """
-        with self._engine.session("predict()"):
-            return evaluation.predict(self, test_dataset, ignore_keys, metric_key_prefix, output_file)
+        with self._engine.session("predict()"), self._memory_tracker.during("test") as report:
+            output = evaluation.predict(self, test_dataset, ignore_keys, metric_key_prefix, output_file)
+            report(output.metrics)
+            return output
 
     def evaluation_loop(
         self,
@@ -2163,7 +2380,10 @@ class Trainer(OlderNames):
             self._engine.same_buffers(model)
         self._preparation_time = None if known or self.is_in_train else round(time.time() - started, 4)
         half = None if self.is_in_train else self._half_of_evaluations()
-        return model if half is None else self._engine.halved(model, half)
+        if half is not None:
+            model = self._engine.halved(model, half)
+            self._cast_to = half
+        return model
 
     def _half_of_evaluations(self) -> torch.dtype | None:
         """The half precision of evaluations outside training; None: they are whole."""
@@ -2197,9 +2417,11 @@ class Trainer(OlderNames):
         returns_loss = self.can_return_loss if returns_loss is None else returns_loss
         with_loss = has_labels or (not self.label_names and returns_loss)
         inputs = self._prepare_inputs(inputs)
+        if prediction_loss_only and with_loss and self.args.use_liger_kernel:
+            inputs = liger.loss_alone(self.model, inputs)
         # Smoothing takes the labels out of the batch: keep them first.
         labels = nested_detach(tuple(inputs.get(name) for name in self.label_names)) if with_loss else None
-        with torch.no_grad():
+        with torch.no_grad(), self._without_logits(prediction_loss_only and with_loss):
             loss, outputs = self._evaluated(model, inputs) if with_loss else (None, self._forward(model, inputs))
         if prediction_loss_only:
             return loss, None, None
@@ -2306,19 +2528,25 @@ class Trainer(OlderNames):
 
     def _write_checkpoint(self, stage: str) -> None:
         """Every process writes its files into the folder that all share."""
-        steps = [partial(self.save_model, stage, _internal_call=True)]
+        steps = [
+            partial(self.save_model, stage, _internal_call=True),
+            partial(self._averages.save, stage, self.args.should_save),
+        ]
         if not self.args.save_only_model:
             steps += [
                 partial(self._save_optimizer_and_scheduler, stage),
                 partial(self._save_scaler, stage),
                 partial(self._save_rng_state, stage),
+                partial(self._save_snapshots, stage),
             ]
         if self._run is not None:
             steps.append(partial(self._save_position, self._run, stage))
         ckpt.in_any_case(*steps, partial(self._save_progress, stage))
 
     def _checkpoint_bytes(self) -> int:
-        return self._engine.checkpoint_bytes(self.model, None if self.args.save_only_model else self.optimizer)
+        size = self._engine.checkpoint_bytes(self.model, None if self.args.save_only_model else self.optimizer)
+        snapshots = [] if self.args.save_only_model or self.optimizer is None else self._numerics.snapshots()
+        return size + ckpt.estimate_bytes(*snapshots) + self._averages.nbytes()
 
     def _facts(self) -> ckpt.Facts:
         """What the manifest of a checkpoint written now says."""
@@ -2365,6 +2593,7 @@ class Trainer(OlderNames):
         progress.window_loss = sum(progress.window_losses) / len(progress.window_losses)
         progress.window_steps = self.state.global_step - self._globalstep_last_logged
         progress.window_positions, progress.window_tokens = self._padding.read(self._engine.sum)
+        progress.numerics = self._numerics.state(self._engine)
         progress.total_loss = self._total_loss_scalar
         progress.first_step = self._loss_first_step
         progress.stops = self._stops()
@@ -2488,6 +2717,16 @@ class Trainer(OlderNames):
         if self.args.should_save and self._engine.scaler is not None:
             ckpt.save_torch(self._engine.scaler.state_dict(), os.path.join(output_dir, ckpt.SCALER_NAME))
 
+    def _save_snapshots(self, output_dir: str) -> None:
+        """What `on_loss_spike="rollback"` can go back to: without it, a resumed run would go back elsewhere."""
+        snapshots = self._numerics.snapshots()
+        if self.args.should_save and snapshots:
+            ckpt.save_torch({"snapshots": snapshots}, os.path.join(output_dir, ckpt.SNAPSHOTS_NAME))
+
+    def _stored_snapshots(self, checkpoint: str) -> list[dict[str, Any]] | None:
+        file = ckpt.Contents.of(checkpoint).file(ckpt.SNAPSHOTS_NAME)
+        return ckpt.load_torch(file)["snapshots"] if file is not None and self._numerics.rolls_back else None
+
     def _save_rng_state(self, output_dir: str) -> None:
         """Every process saves its own random states."""
         os.makedirs(output_dir, exist_ok=True)
@@ -2516,6 +2755,7 @@ class Trainer(OlderNames):
             raise ckpt.CheckpointError(f"the best checkpoint, {best}, cannot be loaded: {'; '.join(reasons)}")
         logger.info("loading the best model, %s (%s)", best, self.state.best_metric)
         self._issue_warnings_after_load(self._engine.load_weights(self.model, best))
+        self._averages.load(best)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         for message in load_result.messages():

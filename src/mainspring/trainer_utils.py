@@ -14,12 +14,12 @@ from mainspring.arguments.enums import (
 from mainspring.batch_size import find_executable_batch_size
 from mainspring.checkpoint import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, rotate_checkpoints, sort_checkpoints
 from mainspring.data.collators import RemoveColumnsCollator
+from mainspring.measuring.memory import TrainerMemoryTracker
 from mainspring.metrics import (
     BestRun,
     EvalLoopOutput,
     EvalPrediction,
     PredictionOutput,
-    TrainerMemoryTracker,
     TrainOutput,
     default_compute_objective,
     denumpify_detensorize,

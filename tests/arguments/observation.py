@@ -181,6 +181,15 @@ def ran(trainer: Trainer, **resume: Any) -> dict[str, Any]:
     }
 
 
+def error_at_nan(args: Any) -> str | None:
+    """What ends a run in which one sample has no target."""
+    try:
+        make_trainer(args, nan=True).train()
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 def files_of(trainer: Trainer) -> list[str]:
     """All that lies in the folder of the run."""
     folder = Path(trainer.args.output_dir)
@@ -193,7 +202,8 @@ def _plain(group: dict[str, Any]) -> dict[str, Any]:
 
 
 def _timeless(logs: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in logs.items() if not name.endswith(("runtime", "per_second", "_time"))}
+    clocks = ("runtime", "per_second", "_time", "wait_fraction")
+    return {name: value for name, value in logs.items() if not name.endswith(clocks)}
 
 
 @contextlib.contextmanager
@@ -242,6 +252,40 @@ def shape_of_text(args: Any) -> Any:
     texts = data.Items(data.ragged_text(12, seed=1))
     trainer = Trainer(models.tiny_gpt2(), args, data_collator=data.collate_text, train_dataset=texts)
     return {name: value.shape for name, value in next(iter(trainer.get_train_dataloader())).items()}
+
+
+def has_logits(args: Any) -> list[bool]:
+    """Whether the output of a language model has logits, in each step of a training."""
+    model, seen = models.tiny_gpt2(), []
+    model.register_forward_hook(lambda module, inputs, outputs: seen.append(outputs.get("logits") is not None))
+    texts = data.Items(data.ragged_text(12, seed=1))
+    trainer = Trainer(model, args, data_collator=data.collate_text, train_dataset=texts)
+    seen.clear()  # construction tries it
+    trainer.train()
+    return seen
+
+
+def keys_of_text_logs(args: Any) -> list[str]:
+    """What the logs of a language model's training tell."""
+    texts = data.Items(data.ragged_text(12, seed=1))
+    trainer = Trainer(models.tiny_gpt2(), args, data_collator=data.collate_text, train_dataset=texts)
+    trainer.train()
+    return sorted(next(log for log in trainer.state.log_history if "loss" in log))
+
+
+def loss_of_text(args: Any) -> float:
+    """The mean training loss of a language model."""
+    torch.manual_seed(0)
+    texts = data.Items(data.ragged_text(8, seed=1))
+    trainer = Trainer(models.tiny_gpt2(), args, data_collator=data.collate_text, train_dataset=texts)
+    return trainer.train().training_loss
+
+
+def kernels_put_in(args: Any) -> list[Any]:
+    """With which choice of kernels a model is patched for its training."""
+    with mock.patch("mainspring.model_features.liger.patch") as patch:
+        make_trainer(args).train()
+    return [call.args[1:] for call in patch.call_args_list]
 
 
 def memory_of_model(args: Any) -> list[bool]:
@@ -304,6 +348,24 @@ def folder_of_run(args: Any) -> list[Path]:
     """The folders named `run` that a trainer makes."""
     make_trainer(args)
     return [path for path in Path(args.output_dir).parent.iterdir() if path.name == "run"]
+
+
+def passes_on_a_small_device(args: Any) -> list[int] | str:
+    """Rows of the first passes of a model on a device that holds two of them, or how the training ended."""
+    rows: list[int] = []
+
+    class Small(Net):
+        def forward(self, x: Tensor, labels: Tensor | None = None) -> Any:
+            rows.append(len(x))
+            if len(x) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return super().forward(x, labels)
+
+    try:
+        Trainer(Small(), args, train_dataset=_points(8, 0, {})).train()
+    except torch.OutOfMemoryError as error:
+        return str(error)
+    return rows
 
 
 def gradients_at_once(args: Any) -> int:

@@ -206,7 +206,7 @@ FILES: list[tuple[str, str]] = [
     ("json", '{"output_dir": "out", "lr_scheduler_kwargs": {"num_cycles": 2}, "report_to": "none", "do_train": true}'),
     ("json", '{"output_dir": null, "max_steps": -1, "eval_steps": 0.2, "eval_strategy": "steps", "tf32": null}'),
     ("json", '{"output_dir": "out", "accelerator_config": {"non_blocking": true}, "include_for_metrics": ["loss"]}'),
-    ("json", '{"output_dir": "out", "gradient_checkpointing": true, "gradient_checkpointing_kwargs": {"a": 1}}'),
+    ("json", '{"output_dir": "out", "gradient_checkpointing": true, "gradient_checkpointing_kwargs": {"debug": true}}'),
     ("json", '{"output_dir": "out", "warmup_steps": 0.1, "optim": "adafactor", "lr_scheduler_type": "constant"}'),
     ("json", "{}"),
     ("json", '{"output_dir": "out", "lr_scheduler_kwargs": "{\\"a\\": \\"1\\"}"}'),

@@ -62,7 +62,7 @@ def test_it_says_which_options_bear_on_each_other() -> None:
     assert partners["fp16"] == {"bf16"}
     assert partners["adam_beta1"] == {"optim"}
     of_adam, of_warmup = {"adam_beta1", "adam_beta2", "adam_epsilon"}, {"warmup_steps", "lr_scheduler_type"}
-    assert partners["optim"] == {*of_adam, *of_warmup, "optim_target_modules"}
+    assert partners["optim"] == {*of_adam, *of_warmup, "ema_decay", "optim_target_modules"}
     steps = {"eval_strategy", "save_strategy", "eval_steps", "save_steps"}
     assert partners["load_best_model_at_end"] == {*steps, "save_only_model", "fsdp", "fsdp_config"}
     assert partners["learning_rate"] == set()

@@ -15,6 +15,7 @@ from mainspring.arguments import not_yet
 from mainspring.arguments.deepspeed import deepspeed_settings
 from mainspring.arguments.fsdp_config import fsdp_settings
 from mainspring.arguments.machine import BETWEEN_PROCESSES
+from mainspring.arguments.numerics import numerics_options
 from mainspring.arguments.parallel_sizes import parallel_sizes
 from mainspring.errors import NotAvailableError, OptionError
 from tests.arguments import observation
@@ -40,7 +41,6 @@ BY_SCRIPTS = {
 """The only options that the package itself does not act on, and why."""
 
 REFUSED_HERE: dict[str, Any] = {
-    "fp16": True,
     "report_to": "tensorboard",
     "tf32": True,
 }
@@ -52,6 +52,7 @@ VALUES: dict[str, Any] = {
     "compat": "5",
     "dataloader_multiprocessing_context": "fork",
     "dataloader_num_workers": 1,
+    "ema_decay": 0.5,
     "eval_accumulation_steps": 1,
     "eval_delay": 2,
     "eval_loss_reduction": "batch_mean",
@@ -66,10 +67,13 @@ VALUES: dict[str, Any] = {
     "include_num_input_tokens_seen": "all",
     "length_column_name": "unused",
     "logging_strategy": "epoch",
+    "liger_kernel_config": {"rope": False},
     "lr_groups": {"head": {"lr": 0.01}},
     "lr_scheduler_kwargs": {"num_cycles": 2},
     "max_grad_norm": 1e-3,
     "max_time": 1e-6,
+    "on_loss_spike": "skip",
+    "on_nonfinite": "skip",
     "max_tokens_per_batch": 8,
     "metric_for_best_model": "loss",
     "num_train_epochs": 1,
@@ -105,6 +109,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "dataloader_pin_memory": {"use_cpu": False},  # it reads as False beside use_cpu
     "dataloader_prefetch_factor": WORKERS,
     "enable_jit_checkpoint": NO_SAVES,
+    "ema_decay": EVALUATED,
     "eval_delay": EVALUATED,
     "eval_steps": {"eval_strategy": "steps"},
     "gradient_checkpointing_kwargs": {"gradient_checkpointing": True},
@@ -118,6 +123,11 @@ BESIDE: dict[str, dict[str, Any]] = {
     "length_column_name": {"train_sampling_strategy": "group_by_length"},
     "lr_scheduler_kwargs": {"lr_scheduler_type": "cosine_with_restarts"},
     "logging_strategy": {"logging_steps": None},
+    "liger_kernel_config": {"use_liger_kernel": True},
+    "loss_spike_rollback_updates": {"on_loss_spike": "rollback"},
+    "loss_spike_threshold": {"on_loss_spike": "skip"},
+    "max_rollbacks": {"on_loss_spike": "rollback"},
+    "max_skipped_updates": {"on_nonfinite": "skip"},
     "max_steps": {"num_train_epochs": None},
     "max_tokens_per_batch": {"train_sampling_strategy": "token_budget", "per_device_train_batch_size": None},
     "metric_for_best_model": EVALUATED,
@@ -129,7 +139,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "resume_log_window": RESUMED,
     "run_name": {"log_level": "info"},
     "save_strategy": {"save_steps": None},
-    "torch_compile_mode": {"torch_compile_backend": "eager"},
+    "torch_compile_mode": {"torch_compile": True},
     "torch_empty_cache_steps": {"use_cpu": False},
 }
 """Options that some need beside them to act; a run without the option has them too. None leaves one of `BASE` out."""
@@ -140,6 +150,8 @@ INSTEAD: dict[str, Any] = {"max_tokens_per_batch": 4, "optim_target_modules": "a
 SITUATIONS: dict[str, dict[str, Any]] = {
     "save_on_exception": {"fails_before": 4},
     "logging_nan_inf_filter": {"nan": True},
+    "on_loss_spike": {"nan": True},
+    "on_nonfinite": {"nan": True},
 }
 """Data and mishaps that some options are for."""
 
@@ -156,8 +168,11 @@ FROM_A_CHECKPOINT = {"resume_from_checkpoint", *(name for name, beside in BESIDE
 """Options of a run that goes on from a checkpoint, written by one without them."""
 
 PROBES: dict[str, Callable[[Any], Any]] = {
+    "chunked_cross_entropy": observation.has_logits,
+    "auto_find_batch_size": observation.passes_on_a_small_device,
     "compat": observation.evaluated_text,
     "dataloader_pin_memory": observation.pinned,
+    "debug": observation.error_at_nan,
     "eval_loss_reduction": observation.evaluated_text,
     "deepspeed": deepspeed_settings,  # an engine of its own, which is another test's matter
     "fsdp": fsdp_settings,  # what is asked of the engine: one process has nobody to share with
@@ -165,14 +180,23 @@ PROBES: dict[str, Callable[[Any], Any]] = {
     "generation_config": observation.generated,
     "generation_max_length": observation.generated,
     "generation_num_beams": observation.generated,
+    "liger_kernel_config": observation.kernels_put_in,
+    # A spike comes after more updates than there are here.
+    "loss_spike_rollback_updates": numerics_options,
+    "loss_spike_threshold": numerics_options,
+    "max_rollbacks": numerics_options,
+    "max_skipped_updates": numerics_options,
+    "neftune_noise_alpha": observation.loss_of_text,
     "optimizer_in_backward": observation.gradients_at_once,
     "output_dir": observation.folder_of_run,
     "pack_length": observation.shape_of_text,
     "pack_sequences": observation.shape_of_text,
     "parallelism_config": parallel_sizes,
     "past_index": observation.memory_of_model,
+    "peak_flops": observation.keys_of_text_logs,
     "predict_with_generate": observation.generated,
     "use_cache": observation.cache_of_model,
+    "use_liger_kernel": observation.kernels_put_in,
     "use_cpu": observation.on_a_machine_with_accelerator,
 }
 """What is looked at instead, for options that a regression on a CPU does not show."""
@@ -182,6 +206,7 @@ WHERE = {
     "load_best_model_at_end": "weights",
     "max_grad_norm": "weights",
     "max_time": "ended",
+    "profile_steps": "files",
     "save_only_model": "files",
     "save_total_limit": "files",
     "stop_signals": "signals",

@@ -82,6 +82,8 @@ CANDIDATES = (
     0.5,
     "text",
     "key=1",
+    "2:4",
+    "underflow_overflow",
     ["loss"],
     ["text"],
     {"key": 1},
@@ -90,6 +92,7 @@ CANDIDATES = (
     {"version": 1},
     {"zero_optimization": {"stage": 2}},
     {"tp_size": 2},
+    {"use_reentrant": True},
     ["SIGTERM"],
 )
 BESIDES: tuple[dict[str, Any], ...] = ({}, {"dataloader_num_workers": 1}, {"eval_strategy": "steps"})

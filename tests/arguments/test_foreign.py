@@ -33,7 +33,7 @@ OlderReference.__module__ = "transformers.training_args"
 class Derived(OlderReference):
     """A library's config."""
 
-    neftune_noise_alpha: float = 5.0
+    hub_model_id: str = "mine"
 
 
 def test_what_an_older_reference_has_by_default_was_not_asked_for() -> None:
@@ -59,13 +59,13 @@ def test_ours_pass_until_they_are_changed() -> None:
     args = TrainingArguments("out")
     check_foreign(args)
     args.push_to_hub = True
-    args.neftune_noise_alpha = 5.0
+    args.hub_model_id = "mine"
     with pytest.raises(NotAvailableError) as error:
         check_foreign(args)
-    assert {problem.option for problem in error.value.problems} == {"push_to_hub", "neftune_noise_alpha"}
+    assert {problem.option for problem in error.value.problems} == {"push_to_hub", "hub_model_id"}
 
 
 def test_an_object_of_no_known_class_is_read_by_the_references_names() -> None:
     check_foreign(SimpleNamespace(compat="theirs", optim="sgd"))
-    with pytest.raises(NotAvailableError, match="^neftune_noise_alpha="):
-        check_foreign(SimpleNamespace(neftune_noise_alpha=5.0))
+    with pytest.raises(NotAvailableError, match="^hub_model_id="):
+        check_foreign(SimpleNamespace(hub_model_id="mine"))

@@ -251,10 +251,9 @@ def test_an_engine_that_is_not_here_is_refused(monkeypatch: pytest.MonkeyPatch) 
     launchers.refuse_what_no_engine_does(deepspeed)
 
 
-@pytest.mark.parametrize("precision", ["fp8", "fp16"])
-def test_a_precision_that_is_not_here_is_refused(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
-    with pytest.raises(OptionError, match=f"^ACCELERATE_MIXED_PRECISION='{precision}': .*; launch with"):
+def test_a_precision_that_is_not_here_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")
+    with pytest.raises(OptionError, match=r"^ACCELERATE_MIXED_PRECISION='fp8': .*; launch with no, bf16 or fp16"):
         TrainingArguments("out", use_cpu=True).device  # noqa: B018 - the look-up is what is tested
 
 

@@ -8,6 +8,7 @@ import sys
 import warnings
 from datetime import timedelta
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -152,14 +153,48 @@ assert args.device == state.device and state.__dict__ == before, (state.__dict__
     assert done.returncode == 0, done.stderr
 
 
+DEVICES = """
+import types, torch, accelerate.state as state
+from accelerate.state import PartialState
+from mainspring import TrainingArguments
+
+there = set()
+asked = lambda kind: lambda *_: kind in there
+torch.utils.rename_privateuse1_backend("npu")  # as torch_npu does
+torch._register_device_module("npu", types.SimpleNamespace(is_available=asked("npu")))
+torch.cuda.is_available, torch.cuda.current_device, torch.cuda.device_count = asked("cuda"), lambda: 0, lambda: 1
+torch.xpu.is_available = state.is_xpu_available = asked("xpu")
+torch.backends.mps.is_available = state.is_mps_available = asked("mps")
+state.is_npu_available = asked("npu")
+for kinds in (["cuda"], ["xpu"], ["npu"], ["mps"], [], ["cuda", "xpu"]):
+    there.clear()
+    there.update(kinds)
+    for options in ({}, {"use_cpu": True}):
+        PartialState._reset_state()
+        print(TrainingArguments("out", **options).device, end=" ")
+"""
+
+
+def test_an_accelerator_that_is_there_is_found_and_use_cpu_wins() -> None:
+    done = python(DEVICES)
+    assert done.stdout == "cuda:0 cpu xpu cpu npu cpu mps cpu cpu cpu cuda:0 cpu ", done.stderr
+
+
 # ---- number formats ----
 
 
-def test_fp16_is_refused_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
-    args = TrainingArguments("out", fp16=True, use_cpu=True)
-    with pytest.raises(OptionError, match="^fp16=True: needs a GPU.*use bf16=True"):
-        args.device  # noqa: B018 - the look-up is what is tested
+@pytest.mark.parametrize("name", ["half_precision_backend", "fp16_backend"])
+def test_another_backend_of_half_precision_is_refused_where_it_would_act(name: str) -> None:
+    def device(backend: str, **options: Any) -> str:
+        with pytest.warns(FutureWarning, match=f"{name} has no effect any more"):
+            args = TrainingArguments("out", use_cpu=True, **{name: backend}, **options)
+        return args.device.type
+
+    for accepted in ("auto", "cpu_amp", "cuda_amp"):
+        assert device(accepted, bf16=True) == "cpu"
+    assert device("apex") == "cpu"
+    with pytest.raises(OptionError, match=f"^{name}='apex': NVIDIA's apex is not used .*leave it out"):
+        device("apex", bf16=True)
 
 
 def test_tf32_is_refused_where_there_is_none() -> None:

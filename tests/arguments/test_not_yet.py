@@ -35,8 +35,8 @@ def test_reporting_services_are_not_available(services: object) -> None:
 
 def test_all_that_is_not_available_comes_together() -> None:
     with pytest.raises(NotAvailableError) as error:
-        TrainingArguments("out", push_to_hub=True, report_to="wandb", neftune_noise_alpha=5)
-    assert {p.option for p in error.value.problems} == {"push_to_hub", "report_to", "neftune_noise_alpha"}
+        TrainingArguments("out", push_to_hub=True, report_to="wandb", hub_model_id="mine")
+    assert {p.option for p in error.value.problems} == {"push_to_hub", "report_to", "hub_model_id"}
 
 
 def test_every_listed_name_is_an_option() -> None:
@@ -46,7 +46,7 @@ def test_every_listed_name_is_an_option() -> None:
 def test_a_default_changed_in_a_subclass_is_refused_too() -> None:
     @dataclasses.dataclass
     class Mine(TrainingArguments):
-        neftune_noise_alpha: float = 5.0
+        hub_model_id: str = "mine"
 
-    with pytest.raises(NotAvailableError, match="neftune_noise_alpha"):
+    with pytest.raises(NotAvailableError, match="hub_model_id"):
         Mine("out")

@@ -12,13 +12,13 @@ from mainspring.errors import NotAvailableError, OptionError
 from tests.helpers import data, models
 
 CHANGES = [
-    ("neftune_noise_alpha", 5.0, NotAvailableError),
+    ("hub_model_id", "mine", NotAvailableError),
     ("fsdp", True, OptionError),
     ("deepspeed", 3, OptionError),
     ("push_to_hub", True, NotAvailableError),
     ("report_to", "tensorboard", NotAvailableError),
     ("max_tokens_per_batch", 0, OptionError),
-    ("debug", "underflow_overflow", NotAvailableError),
+    ("debug", "underflow", OptionError),
     ("learning_rate", "fast", OptionError),
     ("learning_rate", "1e-3", OptionError),
     ("lr_scheduler_kwargs", '{"num_cycles": 2}', OptionError),
@@ -62,10 +62,10 @@ def test_all_is_said_at_once(tmp_path: Path) -> None:
     args = arguments(tmp_path)
     args.learning_rate = "fast"
     args.fp16 = args.bf16 = True
-    args.neftune_noise_alpha = 5.0
+    args.hub_model_id = "mine"
     with pytest.raises(OptionError) as caught:
         trainer(args)
-    assert {"learning_rate", "neftune_noise_alpha"} < {problem.option for problem in caught.value.problems}
+    assert {"learning_rate", "hub_model_id"} < {problem.option for problem in caught.value.problems}
     assert len(caught.value.problems) == 3
 
 

@@ -53,9 +53,29 @@ RULE_CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"pack_sequences": True, "train_sampling_strategy": "sequential"},
         {"pack_sequences": True, "train_sampling_strategy": "random"},
     ),
+    "smoothing_needs_logits": (
+        {"chunked_cross_entropy": True, "label_smoothing_factor": 0.1},
+        {"chunked_cross_entropy": True},
+    ),
+    "a_memory_is_found_beside_logits": (
+        {"chunked_cross_entropy": True, "past_index": 1},
+        {"chunked_cross_entropy": True, "past_index": -1},
+    ),
+    "liger_leaves_logits_out_by_itself": (
+        {"chunked_cross_entropy": True, "use_liger_kernel": True},
+        {
+            "chunked_cross_entropy": True,
+            "use_liger_kernel": True,
+            "liger_kernel_config": {"fused_linear_cross_entropy": False},
+        },
+    ),
     "known_keywords_of_accumulation": (
         {"accelerator_config": {"gradient_accumulation_kwargs": {"num_steps": 0}}},
         {"accelerator_config": {"gradient_accumulation_kwargs": {"num_steps": 2}}},
+    ),
+    "known_keywords_of_recomputing": (
+        {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"every_layer": 2}},
+        {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"every_n_layers": 2}},
     ),
     "sharding_is_one_of_its_version": (
         sharded(reshard_after_forward="hybrid_shard"),
@@ -101,6 +121,11 @@ RULE_CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"optim": "galore_adamw", "optim_target_modules": None},
         {"optim": "galore_adamw", "optim_target_modules": "all-linear"},
     ),
+    "one_average_of_weights": (
+        {"optim": "schedule_free_adamw", "ema_decay": 0.9},
+        {"optim": "adamw_torch", "ema_decay": 0.9},
+    ),
+    "known_debugging_aids": ({"debug": ["underflow_overflows"]}, {"debug": ["underflow_overflow"]}),
     "prefetching_needs_workers": (
         {"dataloader_prefetch_factor": 2},
         {"dataloader_prefetch_factor": 2, "dataloader_num_workers": 1},

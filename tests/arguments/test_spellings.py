@@ -118,9 +118,9 @@ def test_what_cannot_be_served_is_refused_unless_it_did_nothing(older: str, valu
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_an_older_spelling_of_what_is_not_available_is_refused() -> None:
-    with pytest.raises(NotAvailableError):
-        TrainingArguments("out", tpu_metrics_debug=True)
+def test_an_older_switch_is_a_word_of_an_option() -> None:
+    args = TrainingArguments("out", tpu_metrics_debug=True, debug="underflow_overflow")
+    assert args.debug == ["underflow_overflow", "tpu_metrics_debug"]
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -204,9 +204,16 @@ def test_what_cannot_be_is_not_set_under_an_older_name() -> None:
     args = TrainingArguments("out")
     with pytest.raises(OptionError, match="use_ipex"):
         args.use_ipex = True
-    with pytest.warns(FutureWarning), pytest.raises(NotAvailableError, match="debug"):
+    with pytest.warns(FutureWarning), pytest.raises(NotAvailableError, match="push_to_hub"):
+        args.push_to_hub_token = "secret"
+    assert args.hub_token is None
+
+
+def test_an_older_switch_may_be_set_later() -> None:
+    args = TrainingArguments("out")
+    with pytest.warns(FutureWarning, match="debug"):
         args.tpu_metrics_debug = True
-    assert not args.debug
+    assert args.debug == ["tpu_metrics_debug"]
 
 
 def test_a_subclass_may_set_its_own_option_of_an_older_name() -> None:

@@ -19,16 +19,26 @@ from mainspring.names import OPTIMIZER_NAMES, SCHEDULER_NAMES
 pytestmark = pytest.mark.parity
 
 OWN = {
+    "chunked_cross_entropy",
     "compat",
     "ddp_comm_hook",
+    "ema_decay",
     "eval_loss_reduction",
     "eval_memory_limit",
+    "loss_spike_rollback_updates",
+    "loss_spike_threshold",
     "lr_groups",
+    "max_rollbacks",
+    "max_skipped_updates",
     "max_time",
     "max_tokens_per_batch",
+    "on_loss_spike",
+    "on_nonfinite",
     "optimizer_in_backward",
     "pack_length",
     "pack_sequences",
+    "peak_flops",
+    "profile_steps",
     "resume_log_window",
     "save_failure",
     "save_in_background",
@@ -49,7 +59,6 @@ OTHER_DEFAULTS = {
 OTHER_RESOLVED = {
     "restore_callback_states_from_checkpoint": "as its default",
     "accelerator_config": "an object of our class, with the same settings",
-    "debug": "not available yet: stays the text",
 }
 """Options that read back differently after construction, with the reason."""
 
@@ -101,7 +110,7 @@ OPTION_SETS = [
     {"gradient_checkpointing": False, "activation_checkpointing": True},
     {"gradient_checkpointing": True, "activation_checkpointing": False},
     {"gradient_checkpointing_kwargs": {"use_reentrant": False}},
-    {"gradient_checkpointing_kwargs": {"a": 1}, "activation_checkpointing_kwargs": {"b": 1}},
+    {"gradient_checkpointing_kwargs": {"debug": True}, "activation_checkpointing_kwargs": {"every_n_layers": 2}},
     {"torch_compile": True},
     {"torch_compile_mode": "default"},
     {"torch_compile_backend": "eager"},

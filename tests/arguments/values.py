@@ -26,6 +26,8 @@ OTHER_VALUES: dict[str, Any] = {
     "include_num_input_tokens_seen": "non_padding",
     "label_names": ["labels", "start_positions"],
     "label_smoothing_factor": 0.1,
+    "ema_decay": 0.99,
+    "max_rollbacks": 5,
     "learning_rate": 1e-7,
     "liger_kernel_config": {"rope": True},
     "lr_scheduler_kwargs": {
@@ -37,6 +39,8 @@ OTHER_VALUES: dict[str, Any] = {
     },
     "optim_args": "momentum=0.9,nesterov=true",
     "past_index": 2,
+    "peak_flops": 1e12,
+    "profile_steps": "2:4",
     "optim_target_modules": "all-linear",
     "lr_groups": {"^head": {"lr": 0.1, "weight_decay": 0}},
     "report_to": "tensorboard",

@@ -219,7 +219,7 @@ def test_equal_ones_are_equal_wherever_they_lie_and_however_long_they_took(
     pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, second = pair
-    log = {"loss": 1.0, "step": 3, "train_runtime": 99.0, "eval_samples_per_second": 3}
+    log = {"loss": 1.0, "step": 3, "train_runtime": 99.0, "data_wait_fraction": 0.5, "mfu": 0.1}
     change(second, "trainer_state.json", log_history=[log], best_model_checkpoint="two/checkpoint-2")
     change(first, "trainer_state.json", best_model_checkpoint="one/checkpoint-2")
     status, out, _ = ask(capsys, "compare", first, second)

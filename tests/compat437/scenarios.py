@@ -229,7 +229,7 @@ def _with_a_hole(made: list[Row]) -> list[Row]:
 SCENARIOS: tuple[Scenario, ...] = (
     Scenario(
         "micro-batches left at the end of an epoch",
-        ("short_updates", "round_logs", "log_rate_used"),
+        ("short_updates", "round_logs", "log_rate_used", "log_numerics"),
         {"gradient_accumulation_steps": 3, "num_train_epochs": 4},
     ),
     Scenario(

@@ -295,5 +295,5 @@ def test_a_callback_of_another_kind_is_refused_at_construction(tmp_path: Path) -
 
 def test_an_option_that_is_not_available_yet_names_itself(tmp_path: Path) -> None:
     """Never ignored."""
-    with pytest.raises(ValueError, match=says("neftune_noise_alpha", "not available yet")):
-        SUBJECT.arguments(tmp_path, neftune_noise_alpha=5.0)
+    with pytest.raises(ValueError, match=says("hub_model_id", "not available yet")):
+        SUBJECT.arguments(tmp_path, hub_model_id="mine")

@@ -25,7 +25,7 @@ ADDED_TO_CHECKPOINTS = ADDED if SUBJECT.is_reference else {*ADDED, "progress.jso
 OWN = Side("mainspring", "mainspring")
 """Ours with its own defaults, for what the reference does not promise at all."""
 
-CLOCKS = ("runtime", "per_second", "preparation_time")
+CLOCKS = ("runtime", "per_second", "preparation_time", "wait_fraction")
 BATCHES = 5
 
 

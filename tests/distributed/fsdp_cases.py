@@ -45,6 +45,7 @@ CASES: Mapping[str, Case] = {
     "does_not_clip": Case(options={"max_grad_norm": 0.0}, alone={"max_grad_norm": 0.0}),
     "offloads": Case({"cpu_offload": True}),
     "recomputes": Case({"activation_checkpointing": True}),
+    "model_recomputes": Case(options={"gradient_checkpointing": True}),
     "one_unit": Case({"auto_wrap_policy": "NO_WRAP"}),
     "by_size": Case({"auto_wrap_policy": "SIZE_BASED_WRAP", "min_num_params": 3000}),
     "by_name": Case({"transformer_layer_cls_to_wrap": ["GPT2MLP"]}),
@@ -53,6 +54,10 @@ CASES: Mapping[str, Case] = {
     "adafactor": Case(options={"optim": "adafactor"}, alone={"optim": "adafactor"}, tolerance=1e-4),
     "sgd": Case(options={"optim": "sgd"}, alone={"optim": "sgd"}),
     "compiles": Case(options={"torch_compile": True, "torch_compile_backend": "aot_eager"}),
+    "no_logits": Case(options={"chunked_cross_entropy": True}),
+    "no_logits_by_size": Case(
+        {"auto_wrap_policy": "SIZE_BASED_WRAP", "min_num_params": 3000}, {"chunked_cross_entropy": True}
+    ),
     "bf16": Case(options={"bf16": True}, alone={"bf16": True}, tolerance=HALF),
     "bf16_offloads": Case({"cpu_offload": True}, {"bf16": True}, {"bf16": True}, HALF),
     "first": Case(first()),
@@ -65,7 +70,9 @@ CASES: Mapping[str, Case] = {
     "first_prefetches": Case(first(forward_prefetch=True, backward_prefetch="backward_pre", limit_all_gathers=True)),
     "first_prefetches_late": Case(first(backward_prefetch="backward_post")),
     "first_recomputes": Case(first(activation_checkpointing=True)),
+    "first_model_recomputes": Case(first(), {"gradient_checkpointing": True}),
     "first_by_size": Case(first(auto_wrap_policy="SIZE_BASED_WRAP", min_num_params=3000)),
+    "first_no_logits": Case(first(), {"chunked_cross_entropy": True}),
     "first_bf16": Case(first(), {"bf16": True}, {"bf16": True}, HALF),
 }
 """Two processes against one, by name."""

@@ -313,6 +313,26 @@ def overflows(out: Path, options: dict[str, Any]) -> Any:
     return found
 
 
+def scaled(out: Path, options: dict[str, Any]) -> Any:
+    """A run in fp16, with what it computed in, and one that goes on from its second update."""
+    formats: set[str] = set()
+    own = model()
+    own.transformer.h[0].mlp.c_fc.register_forward_hook(lambda *call: formats.add(str(call[-1].dtype)))
+    run = trainer(out, own, fp16=True, save_strategy="steps", save_steps=2, **options)
+    run.train()
+    again = trainer(out, fp16=True, **options)
+    again.train(resume_from_checkpoint=str(out / "checkpoint-2"))
+    return {
+        "world_size": run.args.world_size,
+        "wrapper": type(run.model_wrapped).__name__,
+        "scaler": type(run._engine.scaler).__name__,
+        "formats": sorted(formats),
+        "losses": logged(run),
+        "norms": logged(run, "grad_norm"),
+        "again": logged(again),
+    }
+
+
 # ---- what others read ----
 
 
@@ -461,6 +481,18 @@ def refusals(out: Path) -> dict[str, Any]:
     }
 
 
+INSIDE: Mapping[str, dict[str, Any]] = {
+    "option": {"optimizer_in_backward": True},
+    "layerwise": {"optim": "galore_adamw_layerwise", "optim_target_modules": ["lm_head"]},
+    "lomo": {"optim": "lomo"},
+}
+
+
+def inside(out: Path, options: dict[str, Any]) -> Any:
+    """What is said, before any work, of optimizers inside the backward pass."""
+    return {name: raised(lambda asked=asked: trainer(out, **asked, **options)) for name, asked in INSIDE.items()}  # type: ignore[misc]
+
+
 SHARDED = {name: dict(options) for name, options in ENGINES.items()}
 
 PROBES: Mapping[str, Probe] = {
@@ -480,6 +512,8 @@ PROBES: Mapping[str, Probe] = {
     "half_updates": each({**ALL, "flat": {"fsdp": True, "fsdp_config": first(use_orig_params=False)}}, half_updates),
     "frozen": each(ALL, frozen),
     "overflows": each(VERSIONS, overflows),
+    "scaled": each(ALL, scaled),
+    "inside": each(ALL, inside),
     "accelerators": each(ALL, accelerators),
     "later_trainers": each(ALL, later_trainers),
     "new_models": each(VERSIONS, new_models),

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import nn
+
 from tests.helpers import data
 from tests.parity.cases.saving import stop_and_resume
 from tests.parity.harness import Case, train
-from tests.parity.tasks import EVALUATES, accuracy, classifier, language_model, mean_error, regression
+from tests.parity.tasks import EVALUATES, accuracy, classifier, language_model, mean_error, regression, with_model
 
 PLAIN = {"optim": "sgd", "learning_rate": 0.05, "max_grad_norm": 0.5, "num_train_epochs": 2}
 
@@ -65,6 +67,15 @@ BUDGET = {
 SIZED = data.Items([{**item, "length": 3 + 5 * place % 12} for place, item in enumerate(data.points(23))])
 """A regression that is to be batched by lengths of its own."""
 
+RECOMPUTES = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
+"""Recomputing in torch's older way, whose parameters the wrapper cannot find in the graph."""
+
+
+def _with_layers(model: Any) -> Any:
+    model.norm = nn.Sequential(*(nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(3)))
+    return model
+
+
 SCENARIOS: tuple[Scenario, ...] = (
     Scenario(_case("regression", regression(samples=32), {})),
     Scenario(_case("regression_adamw", regression(samples=32), {"optim": "adamw_torch_fused", "learning_rate": 1e-2})),
@@ -104,6 +115,18 @@ SCENARIOS: tuple[Scenario, ...] = (
         against_reference=False,
         default_numbers=True,
         why="the reference has no such batches",
+    ),
+    Scenario(_case("recomputed", language_model(samples=24), RECOMPUTES)),
+    Scenario(
+        _case("recomputed_layers", with_model(regression(samples=32), _with_layers), RECOMPUTES),
+        {"per_device_train_batch_size": 8, "gradient_checkpointing": False, "gradient_checkpointing_kwargs": None},
+        against_reference=False,
+        why="the reference recomputes no plain module",
+    ),
+    Scenario(
+        _case("noisy", language_model(samples=24), {"neftune_noise_alpha": 5.0}),
+        alone=None,
+        why="each process draws its own noise",
     ),
     Scenario(_case("uneven_batches", regression(0.1, samples=21), {}), alone=None, why=CYCLES),
     Scenario(

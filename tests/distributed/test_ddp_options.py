@@ -115,6 +115,14 @@ def test_a_compiled_model_trains_to_the_same_weights(find: Find) -> None:
     torch.testing.assert_close(found["weights"], find("plain")["weights"])
 
 
+@pytest.mark.parametrize("case", ["without_logits", "compiled_without_logits"])
+def test_a_loss_without_logits_is_the_same(case: str, find: Find) -> None:
+    found, plain = find(case), find("with_logits")
+    assert found["inside"] == ("OptimizedModule" if case.startswith("compiled") else "GPT2LMHeadModel")
+    assert found["losses"] == pytest.approx(plain["losses"], rel=1e-5)
+    assert found["eval_loss"] == pytest.approx(plain["eval_loss"], rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("case", "hook", "dtype", "tolerance"),
     [("half", "fp16_compress_hook", torch.float16, 2e-3), ("bfloat16", "_bfloat16", torch.bfloat16, 2e-2)],

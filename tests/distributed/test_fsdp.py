@@ -96,10 +96,19 @@ def test_units_by_size_are_the_large_ones(name: str, fsdp_results: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("name", "times"), [("plain", 1), ("recomputes", 2), ("first", 1), ("first_recomputes", 2), ("offloads", 1)]
+    ("name", "times"),
+    [
+        ("plain", 1),
+        ("recomputes", 2),
+        ("model_recomputes", 2),
+        ("first", 1),
+        ("first_recomputes", 2),
+        ("first_model_recomputes", 2),
+        ("offloads", 1),
+    ],
 )
 def test_activations_are_computed_once_more_where_asked(name: str, times: int, fsdp_results: Path) -> None:
-    """Once forward; once more in the backward pass with activation_checkpointing."""
+    """Once forward; once more in the backward pass, by the units of FSDP or by the model itself."""
     assert found(fsdp_results, name)["forwards"] == times * STEPS
 
 

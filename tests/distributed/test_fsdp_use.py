@@ -84,6 +84,41 @@ def test_overflows_are_agreed_on(version: str, fsdp_results: Path) -> None:
         assert min(one["losses"] + every["losses"]) > 3.0  # a loss that is no number is logged as 0
 
 
+WRAPPERS = {"ddp": "DistributedDataParallel", "1": "FullyShardedDataParallel", "2": "FSDPGPT2LMHeadModel"}
+
+
+@pytest.mark.parametrize("way", WRAPPERS)
+def test_fp16_scales_losses_as_one_process_does_and_goes_on_exactly(way: str, fsdp_results: Path) -> None:
+    one = alone(fp16=True)
+    for rank in range(2):
+        results = found(fsdp_results, "scaled", rank=rank)[way]
+        assert (results["world_size"], results["wrapper"]) == (2, WRAPPERS[way])
+        assert results["scaler"] == ("AgreeingScaler" if way == "1" else "GradScaler")
+        assert results["formats"] == ["torch.float16"]
+        assert results["losses"] == pytest.approx(one["loss"], rel=1e-3)
+        assert results["norms"] == pytest.approx(one["grad_norm"], rel=1e-2)
+        assert results["again"] == results["losses"]
+
+
+@pytest.mark.parametrize("way", WRAPPERS)
+@pytest.mark.parametrize(
+    ("asked", "option"),
+    [
+        ("option", "optimizer_in_backward=True"),
+        ("layerwise", "optim='galore_adamw_layerwise'"),
+        ("lomo", "optim='lomo'"),
+    ],
+)
+def test_optimizers_inside_the_backward_pass_are_refused_at_construction(
+    asked: str, option: str, way: str, fsdp_results: Path
+) -> None:
+    why = "gradients are complete only when they have been summed over processes or devices, after the backward pass"
+    for rank in range(2):
+        error = found(fsdp_results, "inside", rank=rank)[way][asked]
+        assert error["type"] == "OptionError"
+        assert error["text"].startswith(f"{option}: {why}")
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_accelerator_knows(version: str, fsdp_results: Path) -> None:
     """What scripts and TRL read of it, and do with it."""

@@ -17,6 +17,7 @@ from mainspring import Trainer, TrainerCallback, TrainingArguments
 from mainspring.engines.comm_hooks import PowerSGD
 from mainspring.errors import OptionError
 from tests.helpers import data
+from tests.helpers.models import tiny_gpt2
 
 UPDATES = 6
 TIMEOUT = 123
@@ -176,6 +177,42 @@ def compiled(folder: Path) -> Any:
     return trained(folder, Net(), torch_compile=True, torch_compile_backend="aot_eager")[1]
 
 
+def _language(folder: Path, **options: Any) -> Any:
+    """A language model on texts of several lengths."""
+    torch.manual_seed(0)
+    fixed = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_strategy": "no", "logging_steps": 1}
+    given = {"max_steps": UPDATES, "learning_rate": 0.01, "per_device_train_batch_size": 4}
+    args = TrainingArguments(str(folder), **{**fixed, **given, **options})
+    texts = data.Items(data.ragged_text(64))
+    trainer = Trainer(tiny_gpt2(), args, data_collator=data.collate_text, train_dataset=texts, eval_dataset=texts)
+    trainer.train()
+    wrapped: Any = trainer.model_wrapped
+    return {
+        "wrapper": type(wrapped).__name__,
+        "inside": type(wrapped.module).__name__,
+        "world": dist.get_world_size(),
+        "weights": [parameter.detach().clone() for parameter in trainer.model.parameters()],
+        "losses": [log["loss"] for log in trainer.state.log_history if "loss" in log],
+        "eval_loss": trainer.evaluate()["eval_loss"],
+    }
+
+
+def with_logits(folder: Path) -> Any:
+    """Updates of two micro-batches of a language model."""
+    return _language(folder, gradient_accumulation_steps=2)
+
+
+def without_logits(folder: Path) -> Any:
+    """The same, whose loss is computed in chunks."""
+    return _language(folder, gradient_accumulation_steps=2, chunked_cross_entropy=True)
+
+
+def compiled_without_logits(folder: Path) -> Any:
+    """The same, compiled."""
+    options = {"gradient_accumulation_steps": 2, "chunked_cross_entropy": True}
+    return _language(folder, torch_compile=True, torch_compile_backend="aot_eager", **options)
+
+
 def half(folder: Path) -> Any:
     """Gradients travel in float16."""
     return trained(folder, Net(), ddp_comm_hook="fp16")[1]
@@ -246,6 +283,9 @@ CASES = (
     evaluated_buffers,
     other_start,
     compiled,
+    with_logits,
+    without_logits,
+    compiled_without_logits,
     half,
     bfloat16,
     keywords,

@@ -43,6 +43,7 @@ from mainspring.checkpoint.sharded import (
 from mainspring.checkpoint.sharded.folder import _Writer
 from mainspring.engines.processes import Channel
 from mainspring.errors import CheckpointError
+from tests.helpers import ranks
 
 CHAIN = (4, 2, 1, 3)
 """Numbers of processes, each of which goes on from what the one before it saved."""
@@ -476,5 +477,4 @@ def main(case: str, out: Path) -> None:
     dist.init_process_group("gloo", timeout=timedelta(seconds=100))
     assert dist.get_world_size() == processes
     work(out, dist.get_rank())
-    dist.barrier()
-    dist.destroy_process_group()
+    ranks.leave()

@@ -126,6 +126,12 @@ class Noting(Trainer):
 
         self._engine.each = each  # type: ignore[method-assign]
 
+    def _log_window(self, *args: Any) -> None:
+        """Logs have exchanges of their own, which are not of data."""
+        before = self.exchanges
+        super()._log_window(*args)
+        self.exchanges = before
+
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         assert type(model).__name__ == (
             "DistributedDataParallel" if self.args.world_size > 1 else type(self.model).__name__

@@ -31,11 +31,6 @@ def test_one_process_is_a_single_process(engine: SingleProcess) -> None:
     assert (engine.rank, engine.world_size, engine.device.type) == (0, 1, "cpu")
 
 
-def test_half_precision_on_the_cpu_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"fp16=True needs a GPU.*bf16=True"):
-        build_accelerator(cpu=True, mixed_precision="fp16")
-
-
 def test_a_second_accelerator_may_have_another_precision() -> None:
     assert build_accelerator(cpu=True, mixed_precision="bf16").mixed_precision == "bf16"
     assert build_accelerator(cpu=True, mixed_precision="no").mixed_precision == "no"

@@ -19,13 +19,14 @@ from torch import nn
 
 from mainspring.arguments import TrainingArguments, sagemaker
 from mainspring.arguments.fsdp_config import FSDPConfig
+from mainspring.diagnostics.aids import DebuggingAids
 from mainspring.engines import build_engine
 from mainspring.engines.accelerator import build_accelerator
 from mainspring.engines.base import EngineOptions, SingleProcess
 from mainspring.engines.processes import Processes
 from mainspring.engines.sagemaker import SageMaker
 from mainspring.engines.xla import XLA
-from mainspring.errors import NotAvailableError
+from mainspring.errors import NotAvailableError, OptionError
 from mainspring.state import TrainerControl
 from tests.helpers.sides import forget_process_state
 
@@ -121,6 +122,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             "rendezvous": noted("rendezvous"),
         },
         "runtime": {"global_runtime_device_count": lambda: 4},
+        "debug.metrics": {"metrics_report": lambda: "Counter: CreateXlaTensor"},
         "distributed.spmd": {
             "Mesh": lambda ids, shape, axis_names: (tuple(ids), shape, axis_names),
             "mark_sharding": noted("mark_sharding"),
@@ -135,7 +137,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         },
         "experimental.spmd_fully_sharded_data_parallel": {"SpmdFullyShardedDataParallel": Wrapper},
     }
-    for name in ("torch_xla", "torch_xla.core", "torch_xla.distributed", "torch_xla.experimental"):
+    for name in ("torch_xla", "torch_xla.core", "torch_xla.distributed", "torch_xla.experimental", "torch_xla.debug"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     for name, members in parts.items():
         module = ModuleType(f"torch_xla.{name}")
@@ -193,6 +195,15 @@ def test_values_travel(called: list[str]) -> None:
     assert xla.pass_on("a", source=1) == "a"
     xla.barrier()
     assert called[-1] == "rendezvous"
+
+
+def test_debugging_aids(called: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Modules can be watched where the weights are whole; what XLA has counted is printed by the first process."""
+    aids = DebuggingAids("underflow_overflow tpu_metrics_debug", engine())
+    aids.after_epoch()
+    assert capsys.readouterr().out == "Counter: CreateXlaTensor\n"
+    with pytest.raises(OptionError, match=r"^debug='underflow_overflow': under the engine 'xla'"):
+        DebuggingAids(["underflow_overflow"], engine(FSDPConfig(xla=True)))
 
 
 def test_nothing_between_processes_is_that_of_one() -> None:

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 SCRIPT = prepare_data.HERE / "quickstart.py"
 STEPS = 12  # saved and evaluated at 3, 6, 9, 12
-CLOCK = re.compile("runtime|per_second")
+CLOCK = re.compile("runtime|per_second|wait_fraction")
 
 
 def command(output_dir: Path, *options: str) -> list[str]:

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from mainspring import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
 FEATURES = 16
-TIMES = ("runtime", "per_second")
+TIMES = ("runtime", "per_second", "wait_fraction")
 
 
 class Noisy(Dataset[dict[str, Tensor]]):

@@ -19,6 +19,8 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+from torch import distributed as dist
+
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     # The compiler is imported by the first optimizer, and takes longer than a run.
@@ -70,6 +72,15 @@ class Host:
 
 
 HERE = Host()
+
+
+def leave() -> None:
+    """Leave the group of processes once all are through: gloo closes its connections under those who still wait in a barrier."""
+    store = dist.distributed_c10d._get_default_store()
+    if store.add("through", 1) == dist.get_world_size():
+        store.set("all through", "")
+    store.wait(["all through"])
+    dist.destroy_process_group()
 
 
 def why_no_hosts() -> str | None:

@@ -10,7 +10,7 @@ import torch
 from mainspring import Trainer, TrainingArguments
 from tests.helpers import data, models
 
-TIMES = ("runtime", "per_second")
+TIMES = ("runtime", "per_second", "wait_fraction")
 
 
 def trainer(folder: Path, **changes: Any) -> Trainer:

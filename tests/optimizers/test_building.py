@@ -109,7 +109,7 @@ def test_an_unknown_name_suggests_one() -> None:
         ("adamw_torch_fused", "foreach=1", "'foreach' is no option of 'adamw_torch_fused'"),
         ("adafactor", "beta1=1", "'beta1' is no option of 'adafactor'"),
         ("sgd", "momentum", "'momentum' is not of the form key=value"),
-        ("sgd", "momentum=high", "momentum='high' is not a float"),
+        ("sgd", "momentum=high", "momentum='high' is not a number"),
         ("sgd", "nesterov=perhaps", "nesterov='perhaps' is not a boolean"),
     ],
 )

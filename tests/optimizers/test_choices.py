@@ -65,6 +65,7 @@ CASES = [
 OF_OURS = {
     "adafactor": "mainspring.adafactor.Adafactor",
     "lomo": "mainspring.optimizers.lomo.Lomo",
+    "stable_adamw": "mainspring.optimizers.stable.StableAdamW",
     "galore_adamw_layerwise": "mainspring.optimizers.in_backward.OptimizerInBackward",
     "apollo_adamw_layerwise": "mainspring.optimizers.in_backward.OptimizerInBackward",
 }
@@ -170,8 +171,8 @@ def test_low_rank_optimizers_decay_what_others_decay(model: nn.Module, name: str
     ("name", "text", "message"),
     [
         ("galore_adamw", "ranks=4", "'ranks' is no option of 'galore_adamw', which has rank, .*did you mean 'rank'"),
-        ("galore_adamw", "rank=four", "rank='four' is not a int"),
-        ("apollo_adamw", "scale=big", "scale='big' is not a float"),
+        ("galore_adamw", "rank=four", "rank='four' is not a whole number"),
+        ("apollo_adamw", "scale=big", "scale='big' is not a number"),
         ("adamw_anyprecision", "momentum_dtype=int8", "momentum_dtype='int8' is not a number format"),
         ("adamw_torch_4bit", "blocksize=128", "'blocksize' is no option of 'adamw_torch_4bit'"),
         ("lion_8bit", "alpha=2", "'alpha' is no option of 'lion_8bit', which has min_8bit_size"),

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from mainspring import TrainingArguments
 from mainspring.engines.data_parallel import DataParallel
@@ -128,6 +129,48 @@ def test_a_training_step_that_goes_round_the_accelerator_is_an_error(tmp_path: P
         trainer.train()
 
 
+class Shared(nn.Module):
+    """One layer that is gone through twice, each time with activations that are recomputed."""
+
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+        self.reentrant = reentrant
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for _ in range(2):
+            x = checkpoint(self.layer, x, use_reentrant=self.reentrant)
+        return x.square().mean()
+
+
+def acting_inside(model: nn.Module, kind: str) -> UpdatesInBackward:
+    if kind == "option":
+        return OptimizerInBackward(model.parameters(), torch.optim.SGD, lr=0.1)
+    skip_unless_here("lomo")
+    from mainspring.optimizers.lomo import Lomo
+
+    made: UpdatesInBackward = Lomo(model, lr=0.1)
+    return made
+
+
+@pytest.mark.parametrize("kind", ["option", "lomo"])
+def test_a_gradient_that_comes_in_parts_is_an_error(kind: str) -> None:
+    """Blocks that share a layer and recompute by themselves bring a part of its gradient each."""
+    found = []
+    for inside in (False, True):
+        torch.manual_seed(0)
+        model = Shared(reentrant=False)
+        optimizer: Any = acting_inside(model, kind) if inside else torch.optim.SGD(model.parameters(), lr=0.1)
+        loss = model(torch.ones(2, 3, requires_grad=True))
+        optimizer.backward(loss) if inside else loss.backward()
+        optimizer.step()
+        found.append(model.layer.weight.detach().clone())
+    torch.testing.assert_close(*found)
+    model = Shared(reentrant=True)
+    with pytest.raises(RuntimeError, match=r"of shape \(3,.*comes in parts.*use_reentrant.: False"):
+        acting_inside(model, kind).backward(model(torch.ones(2, 3, requires_grad=True)))
+
+
 def test_frozen_parameters_stay_as_they_are(tmp_path: Path) -> None:
     model: Any = rows.tiny_llama()
     model.model.embed_tokens.requires_grad_(False)
@@ -172,6 +215,10 @@ def test_what_was_said_for_the_embeddings_of_one_model_is_not_said_for_the_next(
         optimizer.step()
         formats.append(optimizer.state[weight]["state1"].dtype)
     assert formats == [torch.float32, torch.uint8]
+    from bitsandbytes.optim import GlobalOptimManager
+
+    known: Any = GlobalOptimManager.get_instance()  # a later parameter may have the identity of one that is gone
+    assert not [config for config in known.pid2config.values() if config.get("optim_bits") == 32]
 
 
 def test_it_refuses_a_state_of_other_groups() -> None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from mainspring import TrainingArguments
 from mainspring.errors import OptionError
+from mainspring.optimizers import optimizer_class_and_kwargs
 from mainspring.optimizers.targets import target_layers
 from tests.helpers.sides import REFERENCE
 from tests.optimizers import rows
@@ -100,6 +101,21 @@ def test_frozen_layers_are_refused(tmp_path: Path) -> None:
     model.model.layers.requires_grad_(False)
     with pytest.raises(OptionError, match="the layers that match are frozen"):
         rows.trainer(tmp_path, "galore_adamw", model=model)
+
+
+@pytest.mark.skipif(not rows.is_installed("galore_adamw"), reason="galore-torch is not here")
+def test_a_head_that_is_tied_to_the_embeddings_is_not_projected(tmp_path: Path) -> None:
+    model: Any = rows.tiny_llama()
+    model.lm_head.weight = model.model.embed_tokens.weight
+    args = TrainingArguments(str(tmp_path), optim="galore_adamw", optim_target_modules="all-linear")
+    plain, projected = optimizer_class_and_kwargs(args, model)[1]["params"]
+    assert [parameter is model.lm_head.weight for parameter in plain["params"]].count(True) == 1
+    assert len(projected["params"]) == 7
+    assert not any(parameter is model.lm_head.weight for parameter in projected["params"])
+    with pytest.raises(OptionError, match="the layers that match share their weights with embeddings: lm_head"):
+        optimizer_class_and_kwargs(
+            TrainingArguments("out", optim="galore_adamw", optim_target_modules="lm_head"), model
+        )
 
 
 def test_layers_that_are_not_linear_are_told(model: nn.Module, caplog: pytest.LogCaptureFixture) -> None:

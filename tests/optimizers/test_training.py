@@ -73,3 +73,12 @@ def test_what_needs_another_device_says_so_before_any_work(tmp_path: Path, name:
         pytest.skip("there is such a device")
     with pytest.raises((MissingPackageError, OptionError), match=rows.ELSEWHERE[name]):
         rows.trainer(tmp_path, name)
+
+
+def test_stable_adamw_takes_no_kernels_of_triton_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its package takes them wherever Triton is installed, as it is with torch for GPUs."""
+    utils = pytest.importorskip("optimi.utils")
+    monkeypatch.setattr(utils, "HAS_TRITON", True)
+    trainer = rows.trainer(tmp_path, "stable_adamw", max_steps=1)
+    trainer.train()
+    assert [group["triton"] for group in trainer.optimizer.param_groups] == [False, False]

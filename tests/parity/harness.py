@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tests.helpers.sides import Side
 
-CLOCK_ENDINGS = ("_runtime", "_per_second", "_preparation_time")
+CLOCK_ENDINGS = ("_runtime", "_per_second", "_preparation_time", "_wait_fraction")
 """Endings of the keys that hold wall-clock measurements, which no two runs share."""
 
 TAKEN_BY_A_DISPLAY = ("total_flos",)

@@ -86,9 +86,20 @@ class Behaviour:
     weigh_micro_batches: bool = row(      True,   False,    False,
         "Mean losses of micro-batches that hold more count for more in their update, where a strategy makes micro-batches of "
         "several sizes")
+    share_router_losses: bool = row(      True,   False,    False,
+        "Losses of the routers of experts, means whatever the rest is normalised by, count once in an update, rather than once "
+        "for each micro-batch and process")
     log_padding: bool = row(              True,   False,    False,
         "Logs tell the share of padding in what the model was fed, as `padding_fraction`, where batches have a mask or are "
         "packed")
+    log_numerics: bool = row(             True,   False,    False,
+        "Logs count the updates since the last one with a NaN or infinite loss or gradient norm, as `nonfinite_steps`, and "
+        "tell the share of those that were clipped, as `clipped_fraction`; with fp16, `overflow_steps` counts those that "
+        "the loss scaling left out")
+    log_waiting: bool = row(              True,   False,    False,
+        "Logs tell the share of time in which training waited for its data, as `data_wait_fraction`")
+    log_utilization: bool = row(          True,   False,    False,
+        "Logs tell the share of the operations that the devices could have done, as `mfu`, where both are known")
     round_logs: bool = row(               False,  False,    True,
         "Logs round the loss to 4 and the epoch to 2 decimals")
     loss_by_ending: bool = row(           True,   True,     False,

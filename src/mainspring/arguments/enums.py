@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import Enum
 
 from mainspring.errors import did_you_mean
@@ -80,6 +81,12 @@ class DebugOption(Choice):
 
     UNDERFLOW_OVERFLOW = "underflow_overflow"
     TPU_METRICS_DEBUG = "tpu_metrics_debug"
+
+    @classmethod
+    def words(cls, value: str | Iterable[str]) -> list[str]:
+        """The words of the option, which is a text or a list: as members of this enumeration, where they are known."""
+        known = {str(word): word for word in cls}
+        return [known.get(word, word) for word in (value.split() if isinstance(value, str) else value)]
 
 
 class ParallelMode(Choice):

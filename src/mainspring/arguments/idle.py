@@ -90,6 +90,11 @@ def _nothing_is_recomputed(a: TrainingArguments) -> str | None:
     return off if not a.activation_checkpointing and a.activation_checkpointing_kwargs else None
 
 
+def _no_kernels(a: TrainingArguments) -> str | None:
+    """The model's own code computes everything."""
+    return None if a.use_liger_kernel else "use_liger_kernel is off, which chooses among its kernels"
+
+
 def _no_workers(a: TrainingArguments) -> str | None:
     """One process loads the data, and keeps the order."""
     return "dataloader_num_workers is 0, and one process keeps the order" if a.dataloader_num_workers == 0 else None
@@ -207,6 +212,24 @@ def _no_predictions_are_kept(a: TrainingArguments) -> str | None:
     return "prediction_loss_only is set, and no predictions are kept" if a.prediction_loss_only else None
 
 
+def _no_spike_is_looked_for(a: TrainingArguments) -> str | None:
+    """Nobody looks whether the loss jumps."""
+    return "on_loss_spike is 'off': nobody looks whether the loss jumps" if a.on_loss_spike == "off" else None
+
+
+def _nothing_is_rolled_back(a: TrainingArguments) -> str | None:
+    """Training never goes back."""
+    rolls_back = a.on_loss_spike == "rollback"
+    return None if rolls_back else f"on_loss_spike is {a.on_loss_spike!r}: training never goes back"
+
+
+def _nothing_is_skipped(a: TrainingArguments) -> str | None:
+    """No update is left out."""
+    if "skip" in (a.on_nonfinite, a.on_loss_spike):
+        return None
+    return f"on_nonfinite is {a.on_nonfinite!r} and on_loss_spike {a.on_loss_spike!r}: no update is left out"
+
+
 # These two are asked about options of `Seq2SeqTrainingArguments`, which stand beside what they read.
 
 
@@ -231,6 +254,7 @@ IDLE: tuple[Idle, ...] = (
         _nothing_is_recomputed,
         "set activation_checkpointing=True, or leave gradient_checkpointing_kwargs and its newer name out",
     ),
+    Idle(("liger_kernel_config",), _no_kernels, "set use_liger_kernel=True, or leave it out"),
     Idle(("dataloader_in_order",), _no_workers, "set dataloader_num_workers above 0, or leave it out"),
     Idle(("eval_steps",), _other_evaluations, "set eval_strategy='steps', or leave it out"),
     Idle(("logging_steps",), _other_logs, "set logging_strategy='steps', or leave it out"),
@@ -257,6 +281,13 @@ IDLE: tuple[Idle, ...] = (
     Idle(("sortish_sampler",), _the_reference_does_not_sort, "set train_sampling_strategy='group_by_length'"),
     Idle(("pack_length",), _nothing_is_packed, "set pack_sequences=True, or leave it out"),
     Idle(("eval_memory_limit",), _no_predictions_are_kept, "leave one of the two out"),
+    Idle(("loss_spike_threshold",), _no_spike_is_looked_for, "set on_loss_spike='skip' or 'rollback', or leave it out"),
+    Idle(
+        ("loss_spike_rollback_updates", "max_rollbacks"),
+        _nothing_is_rolled_back,
+        "set on_loss_spike='rollback', or leave it out",
+    ),
+    Idle(("max_skipped_updates",), _nothing_is_skipped, "set on_nonfinite='skip', or leave it out"),
     Idle(
         ("generation_max_length", "generation_num_beams"),
         _nothing_is_generated,

@@ -37,4 +37,9 @@ class LoggingArguments:
         None, "Static space of Trackio."
     )
     skip_memory_metrics: bool = option(True, "No memory report.")
-    debug: str | list[str] = option("", "Debugging aids, separated by spaces: underflow_overflow.", none="")
+    debug: str | list[str] = option(
+        "",
+        "Debugging aids, separated by spaces: underflow_overflow (magnitudes in every module, until one is not finite), "
+        "tpu_metrics_debug (what XLA has counted, after each epoch).",
+        none="",
+    )

@@ -49,6 +49,7 @@ class MachineProperties(SavingArguments, LoggingArguments, HardwareArguments, Pr
         place: runtime.Place | None = self.__dict__.get("_found_place")
         if place is None or place.found_by != os.getpid():
             place = runtime.find_place(**self._wanted_place())
+            runtime.check_backend(vars(self), self.mixed_precision)
             runtime.check_precision(
                 mixed_precision=self.mixed_precision,
                 tf32=self.tf32,

@@ -9,16 +9,10 @@ from mainspring.errors import Problem
 
 OPTIONS: frozenset[str] = frozenset(
     {
-        "use_liger_kernel",
-        "liger_kernel_config",
-        "neftune_noise_alpha",
-        "auto_find_batch_size",
         "project",
         "trackio_space_id",
         "trackio_bucket_id",
         "trackio_static_space_id",
-        "skip_memory_metrics",
-        "debug",
         "push_to_hub",
         "hub_token",
         "hub_private_repo",

@@ -7,7 +7,7 @@ from importlib import metadata
 from typing import Any
 
 from mainspring.arguments.enums import OptimizerNames, SchedulerType
-from mainspring.arguments.option import below_one, finite, non_negative, option, pairs, unit_interval
+from mainspring.arguments.option import below_one, non_negative, option, pairs, unit_interval
 
 
 def default_optimizer() -> OptimizerNames:
@@ -52,4 +52,6 @@ class OptimizerArguments:
     label_smoothing_factor: float = option(
         0.0, "Weight of the uniform distribution mixed into the labels.", check=unit_interval
     )
-    neftune_noise_alpha: float | None = option(None, "Noise on the embeddings while training (NEFTune).", check=finite)
+    neftune_noise_alpha: float | None = option(
+        None, "Noise on the embeddings while training (NEFTune).", check=non_negative
+    )

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mainspring.arguments.compat import BEHAVIOURS, COMPAT, Behaviour
+from mainspring.arguments.measuring import MeasuringArguments
+from mainspring.arguments.numerics import NumericsArguments
 from mainspring.arguments.option import option, positive
 from mainspring.errors import did_you_mean
 
@@ -60,6 +62,10 @@ def _is_size(size: str | float) -> str | None:
     return None if found >= 0 else "must not be below 0"
 
 
+def _is_share(number: float) -> str | None:
+    return None if 0 < number < 1 else "must be above 0 and below 1"
+
+
 GROUP_KEYS = ("lr", "weight_decay")
 """What `lr_groups` can set of a group."""
 
@@ -83,7 +89,7 @@ def _are_groups(groups: Any) -> str | None:
 
 
 @dataclass(kw_only=True)
-class OwnArguments:
+class OwnArguments(MeasuringArguments, NumericsArguments):
     """What only this package has."""
 
     compat: str = option(
@@ -95,6 +101,10 @@ class OwnArguments:
         None,
         "How gradients travel between processes: fp16 or bf16, rounded; powersgd, as products of small matrices.",
         choices=("fp16", "bf16", "powersgd"),
+    )
+    chunked_cross_entropy: bool = option(
+        False,
+        "Causal language models: compute the loss a few tokens at a time, so that logits of all of them are never there.",
     )
     eval_loss_reduction: str = option(
         "auto",
@@ -119,6 +129,11 @@ class OwnArguments:
     optimizer_in_backward: bool = option(
         False,
         "The optimizer acts inside the backward pass, parameter by parameter, so that no two gradients live together.",
+    )
+    ema_decay: float | None = option(
+        None,
+        "Evaluate with an exponential moving average of the weights, which keeps this share of itself at each update.",
+        check=_is_share,
     )
     max_tokens_per_batch: int | None = option(
         None,
@@ -227,6 +242,16 @@ class PackingOptions:
 def packing_options(args: Any) -> PackingOptions:
     """The options of `args` that say whether samples share rows."""
     return PackingOptions(args.pack_sequences, args.pack_length) if isinstance(args, OwnArguments) else PackingOptions()
+
+
+def leaves_logits_out(args: Any) -> bool:
+    """Whether losses are computed without logits of all tokens; not on arguments that are not ours."""
+    return isinstance(args, OwnArguments) and args.chunked_cross_entropy
+
+
+def ema_decay(args: Any) -> float | None:
+    """What an average of the weights keeps of itself at each update; None: none is wanted."""
+    return args.ema_decay if isinstance(args, OwnArguments) else None
 
 
 def evaluation_memory(args: Any) -> int:

@@ -13,7 +13,7 @@ class PrecisionArguments:
     """Precision, compilation, kernels, memory."""
 
     bf16: bool = option(False, "Mixed precision with bfloat16.")
-    fp16: bool = option(False, "Mixed precision with float16 and loss scaling; needs a GPU.")
+    fp16: bool = option(False, "Mixed precision with float16 and loss scaling.")
     bf16_full_eval: bool = option(False, "Evaluate outside training entirely in bfloat16.")
     fp16_full_eval: bool = option(False, "Evaluate outside training entirely in float16.")
     tf32: bool | None = option(None, "TF32 in matrix products of float32; None leaves torch's setting.")
@@ -22,8 +22,10 @@ class PrecisionArguments:
     torch_compile_mode: str | None = option(
         None, "Mode of the compiler (default, reduce-overhead, max-autotune); turns it on."
     )
-    use_liger_kernel: bool = option(False, "Patch the model with Liger kernels.")
-    liger_kernel_config: dict[str, bool] | None = option(None, "Which Liger kernels.", json=True)
+    use_liger_kernel: bool = option(False, "Put kernels of liger-kernel into the model, on GPUs.")
+    liger_kernel_config: dict[str, bool] | None = option(
+        None, "Kernels of liger-kernel that are wanted, or not.", json=True
+    )
     activation_checkpointing: bool | None = option(
         None, "Recompute activations in the backward pass instead of keeping them; default False.", words="?"
     )
@@ -38,4 +40,7 @@ class PrecisionArguments:
     torch_empty_cache_steps: int | None = option(
         None, "Empty the device's cache before the backward pass of every n-th update.", check=positive
     )
-    auto_find_batch_size: bool = option(False, "Shrink the batch when memory runs out.")
+    auto_find_batch_size: bool = option(
+        False,
+        "Where memory runs out, learn from micro-batches in 2, 4, 8, ... pieces; updates are of the same samples as before.",
+    )

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from mainspring.arguments.accelerator_config import problems_of, settings_of
 from mainspring.arguments.compat import installed_services
+from mainspring.arguments.enums import DebugOption
 from mainspring.arguments.fsdp_rules import FSDP_NOTICES, FSDP_RULES
 from mainspring.arguments.idle import LOW_RANK, NO_WARMUP
 from mainspring.arguments.parallel_sizes import a_way_that_nobody_takes
-from mainspring.errors import Problem
+from mainspring.arguments.recomputing import known_keywords_of_recomputing
+from mainspring.errors import Problem, did_you_mean
 
 if TYPE_CHECKING:
     from mainspring.arguments.training_arguments import TrainingArguments
@@ -111,6 +113,14 @@ def low_rank_needs_targets(a: TrainingArguments) -> Problem | None:
         why = f"optim={str(a.optim)!r} has to be told which linear layers it projects the gradients of"
         fix = "give 'all-linear', a regular expression of names, or a list such as ['attn', 'mlp']"
         return Problem("optim_target_modules", a.optim_target_modules, why, fix)
+    return None
+
+
+def one_average_of_weights(a: TrainingArguments) -> Problem | None:
+    """Schedule-free optimizers evaluate with an average of their own."""
+    if a.ema_decay is not None and str(a.optim).startswith("schedule_free"):
+        why = f"optim={str(a.optim)!r} keeps an average of the weights itself, with which it evaluates"
+        return Problem("ema_decay", a.ema_decay, why, "leave it out, or choose another optimizer")
     return None
 
 
@@ -229,6 +239,44 @@ def packing_chooses_the_order(a: TrainingArguments) -> Problem | None:
     return Problem("pack_sequences", True, f"{other}, and packing chooses the order itself", "leave one of the two out")
 
 
+def smoothing_needs_logits(a: TrainingArguments) -> Problem | None:
+    """Labels are smoothed over the logits of all tokens."""
+    if not a.chunked_cross_entropy or not a.label_smoothing_factor:
+        return None
+    why = f"label_smoothing_factor is {a.label_smoothing_factor}, and labels are smoothed over all logits"
+    return Problem("chunked_cross_entropy", True, why, "leave one of the two out")
+
+
+def a_memory_is_found_beside_logits(a: TrainingArguments) -> Problem | None:
+    """The parts of an output are counted, and without logits they are others."""
+    index = getattr(a, "past_index", -1)
+    if not a.chunked_cross_entropy or index < 0:
+        return None
+    why = f"past_index is {index}, which counts the parts of an output that would have no logits"
+    return Problem("chunked_cross_entropy", True, why, "leave one of the two out")
+
+
+def liger_leaves_logits_out_by_itself(a: TrainingArguments) -> Problem | None:
+    """Two ways to compute the same loss."""
+    if not a.chunked_cross_entropy or not a.use_liger_kernel:
+        return None
+    if (a.liger_kernel_config or {}).get("fused_linear_cross_entropy") is False:
+        return None
+    why = "use_liger_kernel is on, whose fused_linear_cross_entropy computes the loss without logits too"
+    fix = "leave it out, or set liger_kernel_config={'fused_linear_cross_entropy': False}"
+    return Problem("chunked_cross_entropy", True, why, fix)
+
+
+def known_debugging_aids(a: TrainingArguments) -> Problem | None:
+    """The words that `debug` takes."""
+    unknown = [word for word in DebugOption.words(a.debug) if not isinstance(word, DebugOption)]
+    if not unknown:
+        return None
+    known = [str(word) for word in DebugOption]
+    why = f"{unknown[0]!r} is not one of {', '.join(known)}{did_you_mean(unknown[0], known)}"
+    return Problem("debug", a.debug, why, "choose among these")
+
+
 def known_keywords_of_accumulation(a: TrainingArguments) -> Problem | None:
     """Accelerate's keywords, of which num_steps says the same as an option."""
     problems = problems_of(settings_of(a.accelerator_config), a.gradient_accumulation_steps)
@@ -246,6 +294,7 @@ RULES: tuple[Rule, ...] = (
     one_evaluation_precision,
     metric_schedules_need_evaluations,
     low_rank_needs_targets,
+    one_average_of_weights,
     prefetching_needs_workers,
     persistence_needs_workers,
     start_of_workers_needs_workers,
@@ -257,7 +306,12 @@ RULES: tuple[Rule, ...] = (
     a_budget_of_tokens_is_given,
     one_order,
     packing_chooses_the_order,
+    smoothing_needs_logits,
+    a_memory_is_found_beside_logits,
+    liger_leaves_logits_out_by_itself,
+    known_debugging_aids,
     known_keywords_of_accumulation,
+    known_keywords_of_recomputing,
     *FSDP_RULES,
 )
 

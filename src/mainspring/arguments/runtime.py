@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -260,9 +260,9 @@ def check_precision(*, mixed_precision: str, tf32: bool | None, device_type: str
     if mixed_precision not in ("no", "bf16", "fp16"):
         why = "runs compute in float32, bf16 or fp16"
         problems.append(Problem(variable, mixed_precision, why, "launch with no, bf16 or fp16"))
-    if mixed_precision == "fp16" and device_type == "cpu":
+    if mixed_precision == "fp16" and device_type == "cpu" and not has_fp16_on_cpu():
         fix = "launch with bf16" if by_launcher else "use bf16=True"
-        problems.append(Problem(*named, "needs a GPU, and this run is on the CPU", fix))
+        problems.append(Problem(*named, "this CPU, with this release of torch, does not compute in float16", fix))
     if mixed_precision == "bf16" and device_type == "cuda" and not torch.cuda.is_bf16_supported():
         fix = "launch with fp16" if by_launcher else "use fp16=True"
         problems.append(Problem(*named, "this GPU has no bfloat16", fix))
@@ -271,6 +271,38 @@ def check_precision(*, mixed_precision: str, tf32: bool | None, device_type: str
         problems.append(Problem("tf32", True, f"{where} has no TF32", "leave it out"))
     if problems:
         raise OptionError(problems)
+
+
+def check_backend(options: Mapping[str, Any], mixed_precision: str) -> None:
+    """Refuse what 4.37 could compute half precision with, and nothing does here.
+
+    Args:
+        options: Among them what the older options for it were set to: all but `apex` mean torch's own.
+        mixed_precision: "no", "bf16" or "fp16".
+
+    Raises:
+        OptionError: apex.
+    """
+    why = "NVIDIA's apex is not used for mixed precision, which torch has itself, with other numbers than its"
+    names = ("half_precision_backend", "fp16_backend")
+    problems = [Problem(name, "apex", why, "leave it out") for name in names if options.get(name) == "apex"]
+    if problems and mixed_precision != "no":
+        raise OptionError(problems)
+
+
+@functools.cache
+def has_fp16_on_cpu() -> bool:
+    """Whether torch computes in float16 on this CPU, forward and backward, which is tried out on a few numbers."""
+    import torch
+
+    inputs = torch.ones(2, 4, requires_grad=True)
+    try:
+        with torch.autocast("cpu", torch.float16):
+            output = torch.nn.functional.linear(inputs, torch.ones(3, 4))
+        output.sum().backward()
+    except RuntimeError:
+        return False
+    return output.dtype == torch.float16
 
 
 def has_tf32(device_type: str) -> bool:

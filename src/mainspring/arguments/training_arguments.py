@@ -27,6 +27,7 @@ from mainspring.arguments.construction import Construction, takes_every_spelling
 from mainspring.arguments.data import DataArguments
 from mainspring.arguments.deepspeed.held import HoldsDeepSpeed, hold
 from mainspring.arguments.docstring import default_of
+from mainspring.arguments.enums import DebugOption
 from mainspring.arguments.evaluation import EvaluationArguments
 from mainspring.arguments.fsdp_config import fsdp_settings
 from mainspring.arguments.fsdp_keys import FILLED_IN
@@ -228,8 +229,7 @@ class TrainingArguments(
             self._derive("greater_is_better", greater, "metric_for_best_model")
         if self.save_total_limit is not None and self.save_total_limit <= 0:
             self._adjust("save_total_limit", None, "every checkpoint is kept")
-        if isinstance(self.debug, str):
-            self.debug = self.debug.split()
+        self.debug = DebugOption.words(self.debug)
         if isinstance(self.include_num_input_tokens_seen, bool):
             self.include_num_input_tokens_seen = "all" if self.include_num_input_tokens_seen else "no"
         if self.use_cpu:

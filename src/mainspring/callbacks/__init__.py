@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mainspring.callbacks.base import EVENTS, CallbackHandler, TrainerCallback
 from mainspring.callbacks.early_stopping import EarlyStoppingCallback
+from mainspring.callbacks.ema import EMACallback
 from mainspring.callbacks.flow import DefaultFlowCallback
 from mainspring.callbacks.progress import PrinterCallback, ProgressCallback
 
@@ -11,6 +12,7 @@ __all__ = [
     "EVENTS",
     "CallbackHandler",
     "DefaultFlowCallback",
+    "EMACallback",
     "EarlyStoppingCallback",
     "PrinterCallback",
     "ProgressCallback",

@@ -19,6 +19,9 @@ they were added; the `should_...` flags are those of the control.
                     if batch is not the last:
                         fire on_substep_end
                 clip the gradients
+                if on_nonfinite or on_loss_spike leaves the update out:
+                    go on with the next one           # without another event; but where it would have been the
+                                                      # last one, on_step_end and what follows it come once more
                 fire on_pre_optimizer_step
                 optimizer.step()
                 fire on_optimizer_step

@@ -25,6 +25,7 @@ Nothing in one is ever executed: tensors are safetensors, facts are JSON, and wh
 | `weights` | how do a model's weights get in and out? |
 | `adapters` | how do those of PEFT's adapters? |
 | `optimizer_files` | in which of them is the optimizer's? |
+| `tensors` | how do named tensors that are no model's weights, as averages of them? |
 | `torch_files` | how do optimizer, scheduler, scaler and random states? |
 | `random_states` | how do those fit another number of processes? |
 | `sharded/` | how are states written that lie in shards over the processes, and read by any number of them? |
@@ -82,6 +83,7 @@ from mainspring.checkpoint.names import (
     CALLBACKS_NAME,
     CONFIG_NAME,
     DATA_POSITION_NAME,
+    EMA_NAME,
     FSDP_MODEL_NAME,
     FSDP_WEIGHTS_NAME,
     GENERATION_CONFIG_NAME,
@@ -96,6 +98,7 @@ from mainspring.checkpoint.names import (
     SCHEDULER_NAME,
     SHARDED_MODEL_FOLDER,
     SHARDED_OPTIMIZER_FOLDER,
+    SNAPSHOTS_NAME,
     TRAINER_STATE_NAME,
     TRAINING_ARGS_JSON,
     TRAINING_ARGS_NAME,
@@ -119,6 +122,7 @@ if TYPE_CHECKING:
     from mainspring.checkpoint.random_states import restore_random_states
     from mainspring.checkpoint.saver import Saver
     from mainspring.checkpoint.space import check_space, estimate_bytes
+    from mainspring.checkpoint.tensors import NamedTensors, load_tensors, save_tensors
     from mainspring.checkpoint.torch_files import load_torch, save_torch
     from mainspring.checkpoint.weights import LoadReport, load_weights, save_model
     from mainspring.checkpoint.zero import (
@@ -133,6 +137,7 @@ __all__ = [
     "CALLBACKS_NAME",
     "CONFIG_NAME",
     "DATA_POSITION_NAME",
+    "EMA_NAME",
     "ENDED_NAME",
     "FSDP_MODEL_NAME",
     "FSDP_WEIGHTS_NAME",
@@ -149,6 +154,7 @@ __all__ = [
     "SCHEDULER_NAME",
     "SHARDED_MODEL_FOLDER",
     "SHARDED_OPTIMIZER_FOLDER",
+    "SNAPSHOTS_NAME",
     "TRAINER_STATE_NAME",
     "TRAINING_ARGS_JSON",
     "TRAINING_ARGS_NAME",
@@ -165,6 +171,7 @@ __all__ = [
     "Finished",
     "LoadReport",
     "Manifest",
+    "NamedTensors",
     "NewerManifestError",
     "OneDisk",
     "Saver",
@@ -190,6 +197,7 @@ __all__ = [
     "library_versions",
     "load_optimizer",
     "load_state_dict_from_zero_checkpoint",
+    "load_tensors",
     "load_torch",
     "load_weights",
     "locked",
@@ -209,6 +217,7 @@ __all__ = [
     "rng_state_name",
     "rotate_checkpoints",
     "save_model",
+    "save_tensors",
     "save_torch",
     "scan_folder",
     "seal",
@@ -222,16 +231,19 @@ _WITH_TORCH = {
     "BackgroundWriter": "background",
     "Finished": "background",
     "LoadReport": "weights",
+    "NamedTensors": "tensors",
     "Saver": "saver",
     "check_space": "space",
     "estimate_bytes": "space",
     "get_fp32_state_dict_from_zero_checkpoint": "zero",
     "load_optimizer": "optimizer_files",
     "load_state_dict_from_zero_checkpoint": "zero",
+    "load_tensors": "tensors",
     "load_torch": "torch_files",
     "load_weights": "weights",
     "restore_random_states": "random_states",
     "save_model": "weights",
+    "save_tensors": "tensors",
     "save_torch": "torch_files",
 }
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from mainspring.checkpoint.manifest import read_manifest, unchanged_files
 from mainspring.checkpoint.names import (
     CALLBACKS_NAME,
+    EMA_NAME,
     MANIFEST_NAME,
     OPTIMIZER_NAME,
     OPTIMIZER_NAME_BIN,
@@ -23,6 +24,7 @@ from mainspring.checkpoint.names import (
     SAFE_WEIGHTS_NAME,
     SCALER_NAME,
     SCHEDULER_NAME,
+    SNAPSHOTS_NAME,
     TRAINER_STATE_NAME,
     WEIGHTS_INDEX_NAME,
     WEIGHTS_NAME,
@@ -31,7 +33,16 @@ from mainspring.errors import CheckpointError
 
 _WHOLE_MODEL = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
 _WEIGHT_FILE = r"(model.*\.safetensors|pytorch_model.*\.bin)(\.index\.json)?"
-_RUN_STATE = (OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, SCHEDULER_NAME, SCALER_NAME, PROGRESS_NAME, CALLBACKS_NAME)
+_RUN_STATE = (
+    OPTIMIZER_NAME,
+    OPTIMIZER_NAME_BIN,
+    SCHEDULER_NAME,
+    SCALER_NAME,
+    PROGRESS_NAME,
+    CALLBACKS_NAME,
+    EMA_NAME,
+    SNAPSHOTS_NAME,
+)
 _DATA_POSITIONS = r"data_position(_\d+)?\.pt"
 _RANDOM_STATES = r"rng_state(_\d+)?\.pth"  # one per process: a former run may have had more of them
 

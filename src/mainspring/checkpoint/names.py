@@ -1,4 +1,4 @@
-"""The names of the files in a checkpoint: the reference's, and five of our own."""
+"""The names of the files in a checkpoint: the reference's, and some of our own."""
 
 from __future__ import annotations
 
@@ -35,6 +35,8 @@ TRAINING_ARGS_JSON = "training_args.json"
 PROGRESS_NAME = "progress.json"
 CALLBACKS_NAME = "callbacks.pt"
 DATA_POSITION_NAME = "data_position.pt"
+SNAPSHOTS_NAME = "snapshots.pt"
+EMA_NAME = "ema.safetensors"
 MANIFEST_NAME = "manifest.json"
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
+
+from torch.utils.data import SequentialSampler
 
 from mainspring.data.orders import LengthOrder, PlannedBatches
 from mainspring.data.packing import PackedOrder
-from mainspring.data.samplers import DealtBatches
+from mainspring.data.samplers import DealtBatches, EpochRandomSampler
 from mainspring.errors import CheckpointError
 
 
@@ -65,6 +69,19 @@ class EpochOrder:
             return items
         return sum(map(len, self._order.batches_of(epoch)[:items])) if items else 0
 
+    def samples_of(self, epoch: int, first: int, count: int) -> list[list[int]] | None:
+        """The samples in this process's batches of ``epoch`` from number ``first`` on, by their places in the data.
+
+        None where the order is not of our making: going through it once more might draw numbers.
+        """
+        if not isinstance(self._order, (EpochRandomSampler, SequentialSampler, LengthOrder)):
+            return None
+        dealt = copy.copy(self._dealt)  # whoever is going through the epoch is not to notice
+        dealt.sampler = copy.copy(self._order)
+        dealt.set_epoch(epoch)
+        dealt.skip(first)
+        return [list(_flat(batch)) for batch in islice(dealt, count)]
+
     def go_on(self, epoch: int, batches: int, place: Mapping[str, Any]) -> int:
         """Make ``epoch`` go on after what was done of it, in the order that it was begun in.
 
@@ -90,6 +107,15 @@ class EpochOrder:
             dealer.set_epoch(epoch)
             dealer.leave_out(epoch, rest)
         return before
+
+
+def _flat(batch: Iterable[Any]) -> Iterator[int]:
+    """The samples of a batch, of whose rows each may hold several."""
+    for item in batch:
+        if isinstance(item, (tuple, list)):
+            yield from map(int, item)
+        else:
+            yield int(item)
 
 
 def _read(place: Any) -> tuple[int, int, Mapping[str, Any]]:

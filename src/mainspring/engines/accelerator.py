@@ -19,12 +19,14 @@ from accelerate.utils import (
     DataLoaderConfiguration,
     DistributedType,
     GradientAccumulationPlugin,
-    TorchDynamoPlugin,
+    get_mixed_precision_context_manager,
     send_to_device,
 )
 
 from mainspring.arguments.accelerator_config import AcceleratorConfig
+from mainspring.arguments.runtime import check_precision
 from mainspring.data.shared import SharedLoader
+from mainspring.engines.compilation import compilation
 from mainspring.errors import OptionError, Problem
 
 if TYPE_CHECKING:
@@ -102,10 +104,30 @@ class MainspringAccelerator(Accelerator):
         self, model: torch.nn.Module, device_placement: bool | None = None, evaluation_mode: bool = False
     ) -> torch.nn.Module:
         """Place `model` and, for training, wrap it as the engine does; `prepare` comes here for every module."""
-        if evaluation_mode:
+        if not evaluation_mode:
+            return self._engine.prepare(model)
+        with self._its_own_precision():
             placed: torch.nn.Module = super().prepare_model(model, device_placement, evaluation_mode=True)
-            return placed
-        return self._engine.prepare(model)
+        return placed
+
+    @contextlib.contextmanager
+    def autocast(self, autocast_handler: Any = None) -> Iterator[None]:
+        """The precision of this run, for computations outside the model's forward pass."""
+        with self._its_own_precision():
+            context = get_mixed_precision_context_manager(self.native_amp, autocast_handler or self.autocast_handler)
+        with context:
+            yield
+
+    @contextlib.contextmanager
+    def _its_own_precision(self) -> Iterator[None]:
+        """Accelerate computes in what the newest run of the process has chosen: let that be this run's for now."""
+        state = AcceleratorState._shared_state
+        found = state.get("_mixed_precision", self._precision)
+        state["_mixed_precision"] = self._precision
+        try:
+            yield
+        finally:
+            state["_mixed_precision"] = found
 
     def prepare_data_loader(
         self, data_loader: Any, device_placement: bool | None = None, slice_fn_for_dispatch: Any = None
@@ -173,7 +195,7 @@ def build_accelerator(
         kwargs_handlers: Accelerate's own keyword handlers.
 
     Raises:
-        ValueError: fp16 is asked for on the CPU, where Accelerate would silently train in fp32.
+        OptionError: fp16 is asked for on a CPU that does not compute in it.
     """
     settings = settings or AcceleratorConfig()
     if settings.use_configured_state:
@@ -184,7 +206,7 @@ def build_accelerator(
         accelerator = MainspringAccelerator(
             cpu=cpu,
             mixed_precision=mixed_precision,
-            dynamo_plugin=TorchDynamoPlugin(backend=compile_backend or "no", mode=compile_mode or "default"),
+            dynamo_plugin=compilation(compile_backend, compile_mode),
             # The loop accumulates by itself: Accelerate must not divide the loss a second time.
             gradient_accumulation_plugin=_accumulation(settings),
             dataloader_config=_loader_configuration(settings, data_seed),
@@ -192,8 +214,16 @@ def build_accelerator(
         )
     accelerator._precision = mixed_precision
     if mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        raise ValueError("fp16=True needs a GPU, and this run is on the CPU: use bf16=True, or drop the option")
+        _compute_in_fp16(accelerator)
     return accelerator
+
+
+def _compute_in_fp16(accelerator: MainspringAccelerator) -> None:
+    """Let the CPU compute in float16, and scale losses: Accelerate by itself would train in float32 without a word."""
+    check_precision(mixed_precision="fp16", tf32=None, device_type="cpu")
+    scaling = accelerator.scaler_handler
+    accelerator.native_amp = True
+    accelerator.scaler = torch.amp.GradScaler("cpu", **({} if scaling is None else scaling.to_kwargs()))
 
 
 @contextlib.contextmanager

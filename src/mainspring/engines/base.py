@@ -13,7 +13,9 @@ from torch import nn
 
 from mainspring import checkpoint as ckpt
 from mainspring.data.samplers import mark_last
+from mainspring.engines.compilation import check_recomputing, watch_sizes
 from mainspring.engines.states import load_any_optimizer, load_any_weights
+from mainspring.errors import OptionError, Problem
 from mainspring.optimizers.in_backward import UpdatesInBackward
 
 if TYPE_CHECKING:
@@ -162,7 +164,7 @@ class SingleProcess:
     def place(self, model: nn.Module) -> nn.Module:
         """Prepare `model` for forward passes only: device, autocast, compilation. The same model is prepared once."""
         if not self.is_placed(model):
-            self._placed = (model, self.accelerator.prepare_model(model, evaluation_mode=True))
+            self._placed = (model, watch_sizes(self.accelerator.prepare_model(model, evaluation_mode=True)))
         assert self._placed is not None
         return self._placed[1]
 
@@ -282,11 +284,93 @@ class SingleProcess:
             "gradients are complete only when they have been summed over processes or devices, after the backward pass"
         )
 
+    def why_logits(self) -> str | None:
+        """Why the output layer cannot compute a loss by itself, instead of logits; None: it can."""
+        return None
+
+    @property
+    def updates_in_backward(self) -> bool:
+        """Whether the run's optimizer acts inside the backward pass."""
+        return self._in_backward is not None
+
+    @property
+    def remembers_gradients(self) -> bool:
+        """Whether something of the gradients is kept from one update to the next, outside of the optimizer."""
+        return False
+
+    def why_no_snapshot(self) -> str | None:
+        """Why the weights and the optimizer cannot be copied aside and put back within a run; None: they can."""
+        if not self.replaces_parameters:
+            return None
+        return f"under the engine {self.kind!r} weights lie in pieces, of which no copy is kept to go back to"
+
+    def abandon_update(self, model: nn.Module) -> None:
+        """The gradients of this update have been forgotten, and it is not made: the loss scale stays as it is."""
+        self.forget_gradients(model)
+        if self.scaler is not None and self._unscaled:
+            self.scaler.update(self.scaler.get_scale())  # that begins the next update, and moves nothing
+            self._unscaled = False
+
+    def why_no_averages(self) -> str | None:
+        """Why the weights cannot be averaged, parameter by parameter, beside the model; None: they can."""
+        return None
+
+    def why_not_watched(self) -> str | None:
+        """Why hooks on the model's modules do not see what goes in and out of them; None: they do."""
+        if self.options.compiles:
+            return "a compiled model does not go through its modules one by one"
+        if self.replaces_parameters:
+            return f"under the engine {self.kind!r} a process has only pieces of weights and gradients"
+        return None
+
+    def compiler_metrics(self) -> str | None:
+        """What the device's compiler has counted, in lines for people; None: there is none that counts."""
+        return None
+
+    def why_not_in_pieces(self, model: nn.Module) -> str | None:
+        """Why micro-batches cannot be cut, and an update begun anew, where memory runs out; None: they can."""
+        if self.kind == SingleProcess.kind:
+            return None
+        return f"the engine of this run, {self.kind!r}, cannot begin an update anew: others take part in each of its passes"
+
+    @contextlib.contextmanager
+    def apart(self, model: nn.Module) -> Iterator[nn.Module]:
+        """`model` for forward and backward passes in which no other process takes part."""
+        self.accelerator.gradient_state.sync_gradients = False
+        yield model
+
+    def check_recomputing(self) -> None:
+        """The model recomputes activations: refuse a compiler that would do so wrongly.
+
+        Raises:
+            OptionError: It would.
+        """
+        if self.options.compiles:
+            check_recomputing(self.accelerator.state.dynamo_plugin)
+
+    def why_not_rehearsed(self) -> str | None:
+        """Why updates cannot be tried and taken back; None: they can."""
+        if self.replaces_parameters:
+            return "the model's parameters are divided among processes, which cannot be taken back"
+        return None
+
+    def why_not_measured(self) -> str | None:
+        """Why what one update allocates cannot be counted tensor by tensor; None: it can."""
+        if self.kind == SingleProcess.kind:
+            return None
+        return "what several processes or devices keep to join their gradients is not seen here; ask in one process"
+
     def forget_gradients(self, model: nn.Module) -> None:
         """Forget what half an update has left in other places than the parameters' gradients."""
 
     def prepare_optimizer(self, optimizer: Optimizer) -> Optimizer:
-        """Take note of the run's optimizer, whose gradients `unscale` works on, and return it ready to step."""
+        """Take note of the run's optimizer, whose gradients `unscale` works on, and return it ready to step.
+
+        Raises:
+            OptionError: The run scales losses, and some of the weights that it trains are in float16 themselves.
+        """
+        if self.scaler is not None:
+            _check_scalable(parameter for group in optimizer.param_groups for parameter in group["params"])
         self.optimizer = optimizer
         return optimizer
 
@@ -479,6 +563,13 @@ class SingleProcess:
     def gather_rows(self, data: Any, as_objects: bool) -> Any:
         """Gather what each process contributes to the round that `evaluation_batches` has out; None outside of one."""
         return None
+
+
+def _check_scalable(parameters: Iterable[torch.Tensor]) -> None:
+    """Gradients of float16 weights are in float16 too: divided by the loss scale, they would vanish."""
+    if any(parameter.dtype == torch.float16 for parameter in parameters):
+        why = "it keeps the weights that it trains in float32, and the model has them in float16"
+        raise OptionError([Problem("fp16", True, why, "load the model in float32, or train it with bf16=True")])
 
 
 class EndMarker:

@@ -34,6 +34,14 @@ class DataParallel(SingleProcess):
             self._placed = (model, replicas)
         return super().place(model)
 
+    def why_logits(self) -> str | None:
+        """The copies would all use the first GPU's weights."""
+        return f"this process drives {self.options.devices} GPUs with copies of the model: start one process for each"
+
+    def why_not_watched(self) -> str | None:
+        """Each forward pass goes through new copies of the model, in threads of their own."""
+        return f"this process drives {self.options.devices} GPUs with copies of the model: start one process for each"
+
     def generating(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
         """`generate` runs on the first GPU alone, in the run's precision."""
         precision = _PRECISIONS.get(self.accelerator.mixed_precision)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from torch import distributed as dist, nn
@@ -75,6 +76,27 @@ class DDP(Processes):
         reduces = sync or self.sync_each_batch or self._learns_graph
         self._learns_graph = False
         return contextlib.nullcontext() if reduces else model.no_sync()
+
+    def why_not_in_pieces(self, model: nn.Module) -> str | None:
+        """Processes may have unequally many pieces: none of them may wait for the others in each one."""
+        if self.sync_each_batch:
+            return "sync_each_batch sums gradients with every backward pass, of which processes may have unequally many"
+        if self._keywords().get("static_graph"):
+            return "ddp_static_graph has torch note the first backward pass, and a try would be that"
+        if any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
+            return "a SyncBatchNorm of the model waits for all processes in every forward pass, tries among them"
+        return None
+
+    @contextlib.contextmanager
+    def apart(self, model: nn.Module) -> Iterator[nn.Module]:
+        """The module inside: torch's wrapper would wait for the buffers of the first rank."""
+        with super().apart(model) as own:
+            yield own.module if isinstance(own, DistributedDataParallel) else own
+
+    @property
+    def remembers_gradients(self) -> bool:
+        """Whether gradients are compressed in a way that carries what was lost on to the next update."""
+        return self.options.ddp.comm_hook is not None and COMM_HOOKS[self.options.ddp.comm_hook]().remembers
 
     # ---- what a checkpoint holds ----
 

@@ -97,6 +97,14 @@ class XLA(SingleProcess):
             self._model.reduce_gradients(getattr(self.optimizer, "optimizer", self.optimizer))
             self._is_reduced = True
 
+    def why_not_watched(self) -> str | None:
+        """FSDP's pieces are not the model's weights; without it every process has them whole."""
+        return None if self.options.fsdp is None else super().why_not_watched()
+
+    def compiler_metrics(self) -> str | None:
+        """XLA's counters: what was compiled, moved and waited for."""
+        return str(_module("debug.metrics").metrics_report())
+
     # ---- what a checkpoint holds ----
 
     def model_state(self, model: nn.Module) -> dict[str, Any] | None:

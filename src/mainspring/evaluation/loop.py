@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mainspring.callbacks.ema import AveragesOfRun
 from mainspring.evaluation.batches import Batch, padded_over_processes, rows_marked
 from mainspring.evaluation.kept import Kept, Outputs, Shelf, Transfer
 from mainspring.evaluation.losses import losses_of
@@ -154,7 +155,8 @@ def evaluation_loop(
     trainer.callback_handler.eval_dataloader = loader
     phase = f"{description.lower()} after update {trainer.state.global_step}"
     engine, memory = trainer._engine, trainer._evaluation_memory()
-    with engine.during(phase), trainer._recurrence.apart(), Shelf(memory) as shelf:
+    averages = AveragesOfRun(trainer.callback_handler.callbacks)
+    with engine.during(phase), trainer._recurrence.apart(), averages.evaluated(), Shelf(memory) as shelf:
         evaluation = EvaluationLoop(trainer, loader, loss_only, ignore_keys, _for_result(trainer, description), shelf)
         evaluation.run(model)
         return evaluation.finish(prefix)

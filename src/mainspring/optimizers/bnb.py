@@ -98,8 +98,10 @@ def in_32_bits_for_embeddings(cls: Any, model: nn.Module) -> Callable[..., Any]:
 
 
 def _forget_other_models() -> None:
-    """The library remembers places in an optimizer's groups for the whole process, and takes them for the next model's."""
+    """The library remembers an optimizer's parameters for the whole process, and takes others of another model for them."""
     manager: Any = GlobalOptimManager.get_instance()
-    places, triples = manager.index2config, manager.module_weight_config_triple
-    manager.index2config = {place: config for place, config in places.items() if config is not _IN_32_BITS}
+    triples = manager.module_weight_config_triple
+    for known in ("index2config", "pid2config"):  # by places, and by identities, which later parameters may have
+        configs = getattr(manager, known)
+        setattr(manager, known, {key: config for key, config in configs.items() if config is not _IN_32_BITS})
     manager.module_weight_config_triple = [triple for triple in triples if triple[2] is not _IN_32_BITS]

@@ -35,6 +35,39 @@ class UpdatesInBackward(Optimizer):
         raise NotImplementedError
 
 
+class BackwardPass:
+    """The context of a backward pass in which parameters are updated, each once.
+
+    Attributes:
+        is_under_way: Whether the body is running.
+    """
+
+    def __init__(self) -> None:
+        self.is_under_way = False
+        self._updated: set[int] = set()
+
+    def __enter__(self) -> None:
+        self.is_under_way = True
+        self._updated.clear()
+
+    def __exit__(self, *error: object) -> None:
+        self.is_under_way = False
+
+    def note(self, parameter: Tensor) -> None:
+        """A parameter is about to be updated.
+
+        Raises:
+            RuntimeError: It was already: what came then was only a part of its gradient.
+        """
+        if id(parameter) in self._updated:
+            raise RuntimeError(
+                f"the gradient of a parameter of shape {tuple(parameter.shape)} comes in parts, and an optimizer inside "
+                "the backward pass has acted on the first: blocks that share it recompute their activations by "
+                "themselves; set activation_checkpointing_kwargs={'use_reentrant': False}"
+            )
+        self._updated.add(id(parameter))
+
+
 class OptimizerInBackward(UpdatesInBackward):
     """One optimizer per parameter, each called by the backward pass.
 
@@ -53,7 +86,7 @@ class OptimizerInBackward(UpdatesInBackward):
         self._group_of: dict[Tensor, dict[str, Any]] = {}
         self._handed_on: dict[Tensor, dict[str, Any]] = {}  # what its own optimizer was last given of its group
         self._squares: Tensor | None = None  # of the gradients since `take_grad_norm`, summed up
-        self._inside = False
+        self._pass = BackwardPass()
         self._acted = False
         for group in self.param_groups:
             given = _without_parameters(group)
@@ -74,16 +107,15 @@ class OptimizerInBackward(UpdatesInBackward):
 
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
         """Backpropagate `loss`, a scalar, and update every parameter that it reaches."""
-        self._inside = self._acted = True
-        try:
+        self._acted = True
+        with self._pass:
             loss.backward(**kwargs)
-        finally:
-            self._inside = False
 
     @torch.no_grad()
     def _update(self, parameter: Tensor) -> None:
-        if not self._inside:
+        if not self._pass.is_under_way:
             return
+        self._pass.note(parameter)
         assert parameter.grad is not None
         square = parameter.grad.float().square().sum()
         self._squares = square if self._squares is None else self._squares + square.to(self._squares.device)

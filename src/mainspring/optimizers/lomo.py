@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mainspring.errors import OptionError, Problem
-from mainspring.optimizers.in_backward import UpdatesInBackward, require_backward
+from mainspring.optimizers.in_backward import BackwardPass, UpdatesInBackward, require_backward
 from mainspring.optimizers.request import OptimizerRequest, OptimizerSpec, read_options
 
 
@@ -54,7 +54,7 @@ class _InBackward(UpdatesInBackward):
     gather_norm: bool
     grad_norm: Callable[[Tensor], None]
     fused_backward: Callable[[Tensor, float], None]
-    _inside = False
+    _pass: BackwardPass
     _acted = False
     _squares: Tensor | None = None
 
@@ -63,18 +63,20 @@ class _InBackward(UpdatesInBackward):
         update = super().fuse_update()  # type: ignore[misc]
 
         def watched(value: Any) -> Any:
-            if self._inside:
+            if self._pass.is_under_way:
                 if not self.gather_norm:
                     self._note_gradients()
                 update(value)
             return value
 
+        self._pass = BackwardPass()
         return watched
 
     @torch.no_grad()
     def _note_gradients(self) -> None:
         for parameter in self.model.parameters():
             if parameter.requires_grad and parameter.grad is not None:
+                self._pass.note(parameter)
                 square = parameter.grad.float().square().sum()
                 self._squares = square if self._squares is None else self._squares + square.to(self._squares.device)
 
@@ -82,13 +84,11 @@ class _InBackward(UpdatesInBackward):
         """Backpropagate `loss`, a scalar, and update every parameter that it reaches."""
         if kwargs:
             raise TypeError(f"lomo-optim's backward pass takes no keywords, and was given {', '.join(kwargs)}")
-        self._inside = self._acted = True
-        try:
+        self._acted = True
+        with self._pass:
             if self.clip_grad_norm:
                 self.grad_norm(loss)
             self.fused_backward(loss, float(self.param_groups[0]["lr"]))
-        finally:
-            self._inside = False
 
     def take_grad_norm(self) -> Tensor:
         """The norm of all gradients since this was last asked, before clipping, 0-d."""

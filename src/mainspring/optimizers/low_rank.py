@@ -72,9 +72,13 @@ def _groups(request: OptimizerRequest, settings: Settings) -> list[Settings]:
     if model is None:
         raise ValueError(f"model=None: optimizer {request.name!r} chooses among the model's layers; pass the model")
     layers = target_layers(model, request.targets, request.name)
-    projected = [layer.weight for layer in layers.values() if layer.weight.requires_grad]
+    # By the first of its names: a head that shares its weight with the embeddings is none of those that are projected.
+    wanted = {f"{name}.weight" for name in layers}
+    named = [parameter for name, parameter in model.named_parameters() if name in wanted]
+    projected = [parameter for parameter in named if parameter.requires_grad]
     if not projected:
-        why = f"the layers that match are frozen: {', '.join(list(layers)[:5])}"
+        matched = ", ".join(list(layers)[:5])
+        why = f"the layers that match {'are frozen' if named else 'share their weights with embeddings'}: {matched}"
         raise OptionError([Problem("optim_target_modules", request.targets, why, "name layers that are trained")])
     return [
         *_others(model, {id(weight) for weight in projected}, request),

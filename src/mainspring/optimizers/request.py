@@ -56,6 +56,10 @@ class OptimizerRequest:
         return self.adam if self.complete else {"lr": self.learning_rate}
 
 
+_KINDS: dict[Callable[[str], Any], str] = {int: "whole number", float: "number"}
+"""How messages call what is not named as its function is."""
+
+
 def parse_optim_args(text: str | None) -> dict[str, str]:
     """Read `"key=value,key=value"`; spaces do not count, values stay text.
 
@@ -96,6 +100,6 @@ def read_options(request: OptimizerRequest, **types: Callable[[str], Any]) -> di
         try:
             values[key] = types[key](text)
         except ValueError:
-            kind = types[key].__name__.replace("_", " ")
+            kind = _KINDS.get(types[key], types[key].__name__.replace("_", " "))
             raise ValueError(f"optim_args: {key}={text!r} is not a {kind}; write one") from None
     return values

@@ -19,7 +19,7 @@ from mainspring.schedulers.by_metric import (
     get_greedy_schedule,
     get_reduce_on_plateau_schedule,
 )
-from mainspring.schedulers.by_name import SCHEDULERS, get_scheduler
+from mainspring.schedulers.by_name import SCHEDULERS, check_options, get_scheduler
 from mainspring.schedulers.by_step import (
     get_constant_schedule,
     get_constant_schedule_with_warmup,
@@ -37,6 +37,7 @@ __all__ = [
     "SCHEDULERS",
     "GreedyLR",
     "StreamingAverage",
+    "check_options",
     "follows_metric",
     "get_constant_schedule",
     "get_constant_schedule_with_warmup",

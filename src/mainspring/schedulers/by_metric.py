@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,7 +45,17 @@ def get_greedy_schedule(optimizer: Optimizer, **kwargs: Any) -> GreedyLR:
         ValueError: An option that it does not have.
     """
     refuse_unknown("greedy", kwargs, _options_of(GreedyLR))
-    return GreedyLR(optimizer, **kwargs)
+    schedule = GreedyLR(optimizer, **kwargs)
+    pairs = zip(schedule.get_last_lr(), schedule.min_lrs, strict=True)
+    if below := next((pair for pair in pairs if pair[0] < pair[1]), None):
+        rate, lowest = below
+        warnings.warn(
+            f"lr_scheduler_kwargs: min_lr={lowest:g} of schedule 'greedy' is above learning_rate={rate:g}, which is never "
+            "lowered then; give a min_lr below it",
+            UserWarning,
+            stacklevel=3,
+        )
+    return schedule
 
 
 def _options_of(scheduler: type) -> list[str]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from mainspring.errors import did_you_mean
+from mainspring.names import SCHEDULER_NAMES
 from mainspring.registry import Registry
 
 SCHEDULERS = Registry(
@@ -62,6 +65,28 @@ def get_scheduler(
         if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD and key != "optimizer":
             _require(name, key, needed, options)
     return build(optimizer, **needed, **options)
+
+
+def check_options(name: str, options: Mapping[str, Any] | None, learning_rate: float) -> None:
+    """Refuse, before there is an optimizer, options that a schedule of this package cannot be built with.
+
+    Args:
+        name: A name in `SCHEDULERS`; what a user has added to it is left alone.
+        options: The schedule's own.
+        learning_rate: The peak.
+
+    Raises:
+        ValueError: Naming the option.
+    """
+    name = str(getattr(name, "value", name))
+    if name not in SCHEDULER_NAMES:
+        return
+    stand_in = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=learning_rate)
+    # What is given for each of an optimizer's groups stands for all of them here.
+    first = {key: value[0] if isinstance(value, list) and value else value for key, value in (options or {}).items()}
+    with warnings.catch_warnings():  # which come when it is built
+        warnings.simplefilter("ignore")
+        get_scheduler(name, stand_in, 0, 1, first)
 
 
 def refuse_unknown(name: str, options: Mapping[str, Any], known: list[str]) -> None:

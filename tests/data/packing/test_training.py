@@ -43,7 +43,8 @@ def trainer(folder: Path, model: Any = None, rows: Any = 40, **options: Any) -> 
 
 
 def timeless(of: Trainer) -> list[dict[str, Any]]:
-    return [{k: v for k, v in log.items() if "runtime" not in k and "second" not in k} for log in of.state.log_history]
+    times = ("runtime", "second", "wait_fraction")
+    return [{k: v for k, v in log.items() if not any(t in k for t in times)} for log in of.state.log_history]
 
 
 def weights(of: Trainer) -> list[Tensor]:

@@ -149,10 +149,22 @@ def _freeze_encoder(model: Any) -> Any:
 
 
 def precision() -> list[Case]:
-    """bfloat16 autocast and recomputation of activations."""
+    """bfloat16 autocast, compilation, and recomputation of activations."""
     checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
     return [
         Case("bf16_lm", language_model(), {**LM, "gradient_accumulation_steps": 3, "bf16": True}, {"bf16": False}),
+        Case(
+            "compiled_lm",
+            language_model(),
+            {
+                **LM,
+                "gradient_accumulation_steps": 2,
+                "torch_compile": True,
+                "torch_compile_backend": "eager",
+                **EVALUATES,
+            },
+            why="compiling changes no number",
+        ),
         Case("bf16_classifier_dropout", classifier(0.1), {"bf16": True, **EVALUATES}, {"bf16": False}),
         Case(
             "gradient_checkpointing_dropout",

@@ -32,7 +32,7 @@ _WEIGHTS = re.compile(
 )
 _WHOLE = ("model", "pytorch_model", "pytorch_model_fsdp")
 # Endings of what is measured with a clock.
-_TIMES = ("runtime", "per_second", "_time", "_seconds")
+_TIMES = ("runtime", "per_second", "_time", "_seconds", "wait_fraction", "mfu")
 
 
 def weights(root: Path) -> Leaves:

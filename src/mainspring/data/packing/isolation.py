@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -52,7 +52,7 @@ def check_isolation(
     """
     why = obstacle(model)
     if why is None and not any(parameter.is_meta for parameter in model.parameters()):
-        with _evaluating(model), context:
+        with models.evaluating(model), context:
             why = _observed(model, layout, *_trial(samples))
     if why is not None:
         raise OptionError([Problem("pack_sequences", True, why, _FIX)])
@@ -128,15 +128,3 @@ def _logits(model: nn.Module, batch: dict[str, Any], names: set[str] | None) -> 
         if isinstance(value, Tensor) and value.dim() == 3 and value.shape[:2] == batch[TOKENS].shape:
             return value[0]
     raise ValueError("it returns no 'logits' for each token")
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and each module's own mode afterwards."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

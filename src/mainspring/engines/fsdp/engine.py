@@ -81,6 +81,7 @@ class Sharded(Processes):
         self._keep_master_weights(model)
         units = units_of(model, self.config)
         if self.config.activation_checkpointing:
+            self.check_recomputing()
             features.recompute(units or [model])
         if features.compiles(self.accelerator):
             features.compile_forward(units or [model], self.accelerator)

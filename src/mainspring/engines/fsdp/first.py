@@ -66,6 +66,13 @@ class FSDP1(Sharded):
                 stacklevel=2,
             )
 
+    def why_no_averages(self) -> str | None:
+        """Pieces of a flat parameter are those of no parameter."""
+        return (
+            "the first version of FSDP flattens parameters together, and what of each lies on a process has no shape to "
+            "be saved in; its second version, the default, can"
+        )
+
     # ---- the model ----
 
     def around(self, model: nn.Module) -> nn.Module | None:

@@ -78,6 +78,14 @@ class Divided(Processes):
         """Processes along a dimension, such as "tp"."""
         return self.places.sizes.sizes[dimension]
 
+    def why_logits(self) -> str | None:
+        """Its weights lie in pieces, or its rows do."""
+        if self.size_of("tp") > 1:
+            return f"{self.size_of('tp')} processes divide the output layer among them"
+        if self.data_world_size < self.world_size:
+            return "processes divide sequences among them, each of which has a loss of its own part"
+        return None
+
     def check_model(self, model: nn.Module) -> None:
         """Refuse a model whose layers cannot be divided among the processes."""
         super().check_model(model)
