@@ -280,7 +280,7 @@ def compare_steps(size: Text) -> dict[str, Step]:
                 [sys.executable, __file__, "--step", task], stdout=subprocess.PIPE, check=True, text=True
             )
             step = json.loads(child.stdout.splitlines()[-1])
-            gradients, plain = (torch.load(folder / f"{kind}.pt") for kind in (way, WITH))
+            gradients, plain = (torch.load(folder / f"{kind}.pt", weights_only=True) for kind in (way, WITH))
             gaps = [float((a - b).norm() / b.norm()) for a, b in zip(gradients, plain, strict=True) if b.norm() > 0]
             found[way] = Step(**{**step, "gap": max(gaps)})
     return found

@@ -293,13 +293,18 @@ def test_missing_numbers_of_steps_are_named(name: str, warmup: int | None, total
 
 @pytest.mark.parametrize("name", ["constant", "reduce_lr_on_plateau", "greedy"])
 def test_schedules_without_steps_need_none(name: str) -> None:
-    get_scheduler(name, optimizer())
+    stepped = optimizer()
+    made = get_scheduler(name, stepped)
+    assert made.optimizer is stepped
 
 
 def test_endless_schedules_need_no_total() -> None:
-    get_scheduler("constant_with_warmup", optimizer(), 2)
-    get_scheduler("inverse_sqrt", optimizer(), 2)
-    get_scheduler("warmup_stable_decay", optimizer(), 2, None, {"num_decay_steps": 3, "num_stable_steps": 4})
+    endless = (
+        get_scheduler("constant_with_warmup", optimizer(), 2),
+        get_scheduler("inverse_sqrt", optimizer(), 2),
+        get_scheduler("warmup_stable_decay", optimizer(), 2, None, {"num_decay_steps": 3, "num_stable_steps": 4}),
+    )
+    assert [made.get_last_lr() for made in endless] == [[0.0]] * 3  # the warm-up begins
 
 
 @pytest.mark.parametrize(

@@ -264,6 +264,7 @@ class UpdateRunner:
         self.steps_in_epoch = run.plan.steps_in_epoch if steps_in_epoch is None else steps_in_epoch
         self._whole = run.plan.gradient_accumulation_steps
         self._steps_when_short = run.plan.steps_when_short
+        self._averages = trainer._averages
         self._training_step = adapt(trainer.training_step, ("model", "inputs", "num_items_in_batch"))
         self._maybe_log_save_evaluate = adapt(trainer._maybe_log_save_evaluate, _LOG_SAVE_EVALUATE)
         self._rng_before: dict[str, Any] = {}  # at the beginning of the update, where somebody needs it
@@ -365,7 +366,7 @@ class UpdateRunner:
         trainer._fire("on_pre_optimizer_step")
         trainer._engine.step(trainer.optimizer)
         trainer._fire("on_optimizer_step")
-        trainer._averages.update(trainer.state.global_step + 1, trainer._engine.step_was_skipped)
+        self._averages.update(trainer.state.global_step + 1, trainer._engine.step_was_skipped)
         run.learning_rate = trainer._get_learning_rate()  # the rate that this update used
         trainer._step_scheduler()
         trainer._parts_of(model).forget_gradients()

@@ -2022,18 +2022,18 @@ class Trainer(Inspection, OlderNames):
             shift = models.is_causal_lm(self.model)
             return self.label_smoother(outputs, labels, shift_labels=shift, num_items_in_batch=num_items)
         loss = loss_of(outputs)
-        if self.model.training and self._adds_up(num_items) and (share := self._share_of_means()) != 1:
+        if self.model.training and self._adds_up(num_items) and (share := self._share_of_means(num_items)) != 1:
             loss = loss - (1 - share) * models.auxiliary_loss(self.model, outputs)
         return loss
 
-    def _share_of_means(self) -> float:
+    def _share_of_means(self, num_items: Tensor | int | None) -> float:
         """What a mean over the rows at hand counts in the update, where all else of the loss is added up."""
         piece = self._piece
         share = 1.0 if piece is None else piece.of_rows
         if not self._own.share_router_losses:
             return share
         parts = self.current_gradient_accumulation_steps if piece is None else piece.parts
-        return share / (parts * self._loss_scale())
+        return share / (parts * (1 if num_items is None else self._loss_scale()))
 
     def compute_loss_context_manager(self) -> contextlib.AbstractContextManager[Any]:
         """The context of every forward pass with a loss; enters the autocast context where a subclass gives one."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
+from mainspring.optimizers.by_parameter import ByParameter
 from mainspring.optimizers.request import OptimizerRequest, OptimizerSpec, read_options
 
 
@@ -18,7 +18,7 @@ def adamw_hf(request: OptimizerRequest) -> OptimizerSpec:
     return OlderAdamW, request.adam
 
 
-class OlderAdamW(Optimizer):
+class OlderAdamW(ByParameter):
     """AdamW that adds `eps` before the second moment is corrected, and decays the weights after the step.
 
     Otherwise Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101; `torch.optim.AdamW` is the one to begin with.
@@ -42,19 +42,6 @@ class OlderAdamW(Optimizer):
         # `correct_bias` is in the groups of checkpoints that older releases wrote; none of their options turned it off.
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "correct_bias": True}
         super().__init__(params, defaults)
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update; returns what `closure` returns, or None."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group)
-        return loss
 
     def _update(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self.state[weight]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
+from mainspring.optimizers.by_parameter import ByParameter
 from mainspring.optimizers.request import OptimizerRequest, OptimizerSpec, boolean, read_options
 
 
@@ -38,7 +38,7 @@ def number_format(text: str) -> torch.dtype:
     return found
 
 
-class AnyPrecisionAdamW(Optimizer):
+class AnyPrecisionAdamW(ByParameter):
     """AdamW with states of any floating-point dtype.
 
     With weights in bfloat16, updates below their last bit would be lost. Kahan summation keeps what was lost and adds it
@@ -88,19 +88,6 @@ class AnyPrecisionAdamW(Optimizer):
             "compensation_buffer_dtype": compensation_buffer_dtype,
         }
         super().__init__(params, defaults)
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update; returns what `closure` returns, or None."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group)
-        return loss
 
     def _update(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         if gradient.is_sparse:
