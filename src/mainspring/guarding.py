@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -105,6 +105,7 @@ def was_left_out(trainer: Trainer, model: nn.Module, update: Update) -> bool:
     """
     watch = trainer._numerics
     assert watch.guard is not None
+    update = replace(update, norm=trainer._engine.known(update.norm))
     step, losses = trainer.state.global_step, watch.counts.begun()
     decision = watch.guard.decide(losses, update.norm, step)
     if decision.action == "make":
@@ -166,7 +167,8 @@ def _report(trainer: Trainer, model: nn.Module, update: Update, decision: numeri
 
     pieces, places = _as_learned(trainer, update.micro_batches)
     try:
-        report = explain(model, run, pieces, update.rng, distributed=trainer._is_distributed())
+        why_not = trainer._engine.why_not_again()
+        report = explain(model, run, pieces, update.rng, distributed=trainer._is_distributed(), why_not=why_not)
     except Exception as error:  # noqa: BLE001 - a report is help: what it is about must be told all the same
         return f"where it came from could not be found: {type(error).__name__}: {error}", False
     if report.micro_batch is not None:

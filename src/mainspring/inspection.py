@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from mainspring.arguments.training_arguments import TrainingArguments
 from mainspring.measuring.estimate import GradientSizes, MemoryCount, MemoryEstimate
+from mainspring.measuring.estimate_divided import DividedMemoryEstimate, another_of, state_per_number
 from mainspring.measuring.lr_finder import LearningRates, RangeTest, Rates, Record
 from mainspring.rehearsal import Rehearsal
 
@@ -75,12 +76,15 @@ class Inspection:
                     break
         return record.result()
 
-    def estimate_memory(self: Any) -> MemoryEstimate:
+    def estimate_memory(self: Any) -> MemoryEstimate | DividedMemoryEstimate:
         """How much memory a run takes, found by two of its updates, which are taken back.
 
         The second one finds the optimizer's states in place, as all later ones do. The batches are the first ones of
         training: where their sizes vary, others may take more. With accumulation, two micro-batches make an update: from the
         second on gradients are there. What callbacks keep, other than an average of the weights, is not counted.
+
+        With DeepSpeed no update is tried, and its engine is not started: what each process keeps of weights, gradients and
+        states is reckoned from the stage, and what DeepSpeed's own estimators say stands beside it.
 
         Returns:
             Bytes by what they are for; `str()` shows them.
@@ -88,6 +92,9 @@ class Inspection:
         Raises:
             ValueError: They cannot be counted, or the updates cannot be taken back.
         """
+        reckoned = self._engine.reckoned_memory(self.model, self.optimizer, lambda: _state_per_number(self))
+        if reckoned is not None:
+            return reckoned  # type: ignore[no-any-return]
         why_not = self._engine.why_not_measured()
         if self.args.torch_compile:
             why_not = "torch_compile=True: what compiled code allocates is not seen; ask without it"
@@ -100,3 +107,12 @@ class Inspection:
             for _ in range(2):
                 rehearsal.update(count.counted)
             return count.estimate(gradients.bytes, averages)
+
+
+def _state_per_number(trainer: Any) -> float:
+    """Bytes that the run's optimizer will remember for each number of flat parameters."""
+    if trainer.optimizer is not None:
+        return state_per_number(another_of(trainer.optimizer))
+    kind, given = trainer.optimizer_cls_and_kwargs or trainer._optimizer_choice(trainer.model)
+    settings = {name: value for name, value in given.items() if name not in ("params", "model", "optimizer_dict")}
+    return state_per_number(lambda parameters: kind(parameters, **settings))

@@ -370,7 +370,8 @@ class UpdateRunner:
         run.learning_rate = trainer._get_learning_rate()  # the rate that this update used
         trainer._step_scheduler()
         trainer._parts_of(model).forget_gradients()
-        trainer._numerics.end(norm, trainer._engine.step_was_skipped)
+        overflowed = trainer._engine.step_was_skipped and trainer._engine.scales_loss
+        trainer._numerics.end(norm, overflowed)
         return True
 
     def _advance(self, trainer: Trainer) -> None:

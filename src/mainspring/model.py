@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
+from weakref import WeakKeyDictionary, WeakMethod
 
 import torch
 from torch import Tensor, nn
@@ -293,7 +294,7 @@ def param_count(model: nn.Module, trainable_only: bool = False) -> int:
 def note_full_sizes(model: nn.Module) -> None:
     """Note how large parameters are that become pieces without knowing of what."""
     for parameter in model.parameters():
-        parameter._full_numel = parameter.numel()  # type: ignore[attr-defined]
+        parameter._full_numel = _full_size(parameter)  # type: ignore[attr-defined]
     model.__dict__[_COUNTED] = _parameters_outside_embeddings(model)
 
 
@@ -304,6 +305,21 @@ _COUNTED = "_mainspring_parameters_outside_embeddings"
 def _full_size(parameter: nn.Parameter) -> int:
     # DeepSpeed leaves an empty tensor in place of a partitioned parameter and notes its size there.
     return int(getattr(parameter, "ds_numel", getattr(parameter, "_full_numel", parameter.numel())))
+
+
+def watch_filling(model: nn.Module, told: Callable[[], None]) -> None:
+    """Let a method be told when a function puts whole weights into the model, other than by `load_state_dict`."""
+    _TOLD[model] = WeakMethod(told)
+
+
+def tell_of_filling(model: nn.Module) -> None:
+    """Tell whoever watches the model that whole weights are put into it."""
+    told = _TOLD[model]() if model in _TOLD else None
+    if told is not None:
+        told()
+
+
+_TOLD: WeakKeyDictionary[nn.Module, WeakMethod[Callable[[], None]]] = WeakKeyDictionary()
 
 
 class FlopCounter:
@@ -348,6 +364,9 @@ def _parameters_outside_embeddings(model: nn.Module) -> int:
     count = getattr(model, "num_parameters", None)
     if count is None:
         return 0
+    if is_pretrained(model) and any(hasattr(parameter, "ds_numel") for parameter in model.parameters()):
+        embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+        return sum(_full_size(p) for p in model.parameters() if id(p) not in embeddings)
     takes = inspect.signature(count).parameters.values()
     if any(p.name == "exclude_embeddings" or p.kind is inspect.Parameter.VAR_KEYWORD for p in takes):
         return int(count(exclude_embeddings=True))

@@ -464,7 +464,7 @@ class Trainer(Inspection, OlderNames):
         run = RunOfOptimizer(
             self.args,
             why_not_in_backward=self._engine.why_not_in_backward(),
-            scales_loss=self._engine.scaler is not None,
+            scales_loss=self._engine.scales_loss,
             given=self.optimizer is not None,
             chosen=chosen is not None,
             factory=chosen is not None and is_optimizer_factory(chosen[0]),
@@ -511,7 +511,8 @@ class Trainer(Inspection, OlderNames):
         if not leaves_logits_out(self.args):
             return None
         wants = "compute_loss_func makes the loss of logits" if self.compute_loss_func is not None else None
-        return loss_head(self.model, wants or self._engine.why_logits())
+        with self._engine.whole(self.model):
+            return loss_head(self.model, wants or self._engine.why_logits())
 
     def _without_logits(self, wanted: bool = True) -> contextlib.AbstractContextManager[None]:
         """The context of a forward pass of which only the loss is wanted."""
@@ -600,6 +601,7 @@ class Trainer(Inspection, OlderNames):
         self.accelerator: MainspringAccelerator = build_accelerator(**self._build_accelerator_args())
         self._engine: SingleProcess = build_engine(self.accelerator, self._engine_options())
         self._engine.exact_rows = self._own.cut_filling
+        self._engine.measures_norms = self._own.norms_of_engine
         self._engine.sync_each_batch = bool((self._settings.gradient_accumulation_kwargs or {}).get("sync_each_batch"))
         disks = ckpt.DiskPerMachine if self.args.save_on_each_node else ckpt.OneDisk
         self._disk: ckpt.Disk = disks(self._engine, self.args.should_save)
@@ -846,7 +848,8 @@ class Trainer(Inspection, OlderNames):
         layout = layout_for(self.model)
         lengths = Lengths(dataset, self.args.length_column_name, TOKENS, quiet=self.args.disable_tqdm)
         order = PackedOrder(lengths, self._packs.length, self._data_seed())
-        check_isolation(self.model, layout, tried_samples(lengths), self.accelerator.autocast())
+        with self._engine.whole(self.model):
+            check_isolation(self.model, layout, tried_samples(lengths), self.accelerator.autocast())
         return Packing(order, layout)
 
     def _refuse_packing(self, why: str) -> NoReturn:

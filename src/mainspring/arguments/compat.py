@@ -78,6 +78,8 @@ class Behaviour:
         "and normalisations decaying too")
     rates_of_engine: bool = row(          True,   False,    False,
         "Where DeepSpeed makes optimizer or schedule, too, the logged learning rate is the one that the update used")
+    norms_of_engine: bool = row(          True,   False,    False,
+        "At stage 0 of DeepSpeed in float32, too, the gradient norm is logged")
     clip_by_option: bool = row(           True,   False,    False,
         "A DeepSpeed configuration that does not speak of `gradient_clipping` clips by `max_grad_norm`, rather than by the "
         "default of DeepSpeed's version")

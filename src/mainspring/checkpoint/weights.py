@@ -358,7 +358,7 @@ def _copy_into(model: nn.Module, state: StateDict, source: Path) -> list[str]:
     try:
         return list(model.load_state_dict(state, strict=False).unexpected_keys)
     except RuntimeError as error:
-        own = model.state_dict()
+        own = model.state_dict(keep_vars=True)  # of pieces, their parameters know the whole shape
         unequal = [name for name in state if name in own and _shape(state[name]) != _shape(own[name])]
         if not unequal:
             raise CheckpointError(f"{source} does not fit {type(model).__name__}: {error}") from error
@@ -418,7 +418,7 @@ def _nothing_found(contents: Contents, wants_adapter: bool) -> str:
 
 
 def _shape(value: Any) -> list[int] | None:
-    return list(value.shape) if isinstance(value, Tensor) else None
+    return list(getattr(value, "ds_shape", value.shape)) if isinstance(value, Tensor) else None
 
 
 def _some(names: Iterable[str]) -> str:

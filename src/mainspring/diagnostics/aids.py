@@ -47,7 +47,7 @@ class DebuggingAids:
         if not self._watches:
             yield
             return
-        watch = DebugUnderflowOverflow(model, gradients=self._engine.scaler is None)
+        watch = DebugUnderflowOverflow(model, gradients=not self._engine.scales_loss)
         try:
             yield
         finally:

@@ -33,6 +33,7 @@ def explain(
     rng: Mapping[str, Any] | None = None,
     *,
     distributed: bool = False,
+    why_not: str | None = None,
 ) -> Divergence:
     """Run the micro-batches of an update again, and say where its first value that is not finite came from.
 
@@ -47,14 +48,15 @@ def explain(
         micro_batches: Those of the update, in order.
         rng: The random states before the first of them, from `mainspring.seeding.capture_rng`; None: the present ones.
         distributed: Whether this process is one of several, as `capture_rng` was told.
+        why_not: Why they cannot be run again by this process, where that is known; what was handed in is looked at.
 
     Returns:
         The report; `str()` of it is a few lines for people.
     """
     inner = unwrap(model)
-    reason = _why_not(model)
+    reason = why_not or _why_not(model)
     if reason is not None:
-        return Divergence.not_found(reason)
+        return _handed_in(micro_batches) or Divergence.not_found(reason)
     found = _in_parameters(inner)
     if found is not None:
         return found

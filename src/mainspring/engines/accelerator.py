@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import (
     DataLoaderConfiguration,
     DistributedType,
@@ -57,10 +57,16 @@ class MainspringAccelerator(Accelerator):
 
     @property
     def distributed_type(self) -> DistributedType:
-        """How processes work together: what scripts ask to know whether the model is sharded."""
+        """How processes work together: what scripts ask to know whether the model is sharded.
+
+        Not within what Accelerate would do by itself otherwise, with an engine of its own.
+        """
         engine = getattr(self, "_engine", None)
-        sharded = engine is not None and engine.is_fsdp
-        return DistributedType.FSDP if sharded else super().distributed_type
+        if engine is not None and engine.is_fsdp:
+            return DistributedType.FSDP
+        if engine is not None and engine.kind == "deepspeed":
+            return PartialState().distributed_type if self._prepares else DistributedType.DEEPSPEED
+        return super().distributed_type
 
     @property
     def is_fsdp2(self) -> bool:
@@ -70,16 +76,35 @@ class MainspringAccelerator(Accelerator):
 
     def prepare(self, *args: Any, device_placement: list[bool] | None = None) -> Any:
         """Prepare each object by itself: models go to `prepare_model`, alone or beside their optimizer."""
-        self._prepares = True
-        try:
+        with self._preparing():
             return super().prepare(*args, device_placement=device_placement)
+
+    @contextlib.contextmanager
+    def _preparing(self) -> Iterator[None]:
+        before, self._prepares = self._prepares, True
+        try:
+            yield
         finally:
-            self._prepares = False
+            self._prepares = before
 
     def get_state_dict(self, model: torch.nn.Module, unwrap: bool = True) -> Any:
         """The weights of a model, whole; of a sharded one on the main process, and {} elsewhere. All processes call it."""
         state = self._engine.model_state(self.unwrap_model(model))
-        return super().get_state_dict(model, unwrap) if state is None else state
+        if state is not None:
+            return state
+        with self._preparing():
+            return super().get_state_dict(model, unwrap)
+
+    def show_deepspeed(self, plugin: Any) -> None:
+        """Let scripts read that DeepSpeed trains the model, and how, as Accelerate would say it.
+
+        Args:
+            plugin: The configuration in the words of Accelerate's plugin.
+        """
+        shared = AcceleratorState._shared_state
+        shared["distributed_type"], shared["deepspeed_plugins"] = DistributedType.DEEPSPEED, plugin
+        self.native_amp = False
+        self.scaler: Any = None  # the engine computes in its own precision, and scales
 
     def bind(self, engine: SingleProcess) -> None:
         """Let the training verbs go to `engine` from now on."""

@@ -110,6 +110,7 @@ class SingleProcess:
         step_was_skipped: Whether the last `step` was left out for an fp16 overflow.
         sync_each_batch: Whether gradients are reduced with every micro-batch, rather than with the last of an update.
         is_idle: Whether nothing counts of the micro-batch under way; see `idle`.
+        measures_norms: Whether gradient norms are measured here where DeepSpeed does not.
         exact_rows: Whether evaluations leave out the rows that only fill up a batch which Accelerate has shared.
     """
 
@@ -134,6 +135,7 @@ class SingleProcess:
         self.scaler: torch.amp.GradScaler | None = accelerator.scaler
         self.step_was_skipped = False
         self.exact_rows = True
+        self.measures_norms = True
         self.sync_each_batch = False
         self.optimizer: Optimizer | None = None
         self._unscaled = False
@@ -209,6 +211,10 @@ class SingleProcess:
 
     def generating(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
         """The context of `model.generate`, which enters the model by another door than `forward`."""
+        return _NOTHING
+
+    def whole(self, model: nn.Module) -> contextlib.AbstractContextManager[Any]:
+        """The context of forward passes before the model is set up, which its weights have to be there for: they are."""
         return _NOTHING
 
     def part_of_sequences(self, model: nn.Module, inputs: Any) -> tuple[Callable[[], Any], Any]:
@@ -315,6 +321,10 @@ class SingleProcess:
         """Why the weights cannot be averaged, parameter by parameter, beside the model; None: they can."""
         return None
 
+    def why_not_again(self) -> str | None:
+        """Why one process cannot run a micro-batch again by itself, to see what went wrong in it; None: it can."""
+        return None
+
     def why_not_watched(self) -> str | None:
         """Why hooks on the model's modules do not see what goes in and out of them; None: they do."""
         if self.options.compiles:
@@ -360,6 +370,16 @@ class SingleProcess:
             return None
         return "what several processes or devices keep to join their gradients is not seen here; ask in one process"
 
+    def reckoned_memory(self, model: nn.Module, optimizer: Any, state_per_number: Callable[[], float]) -> Any:
+        """What each process keeps, where that is reckoned and not tried; None: it is tried.
+
+        Args:
+            model: The model, as it was made.
+            optimizer: The run's, if it has one by now.
+            state_per_number: Finds out how many bytes an optimizer of the library's remembers for each number.
+        """
+        return None
+
     def forget_gradients(self, model: nn.Module) -> None:
         """Forget what half an update has left in other places than the parameters' gradients."""
 
@@ -393,6 +413,15 @@ class SingleProcess:
         if self.scaler is not None:
             self.unscale()
         return torch.nn.utils.clip_grad_norm_(parameters, max_norm, norm_type)
+
+    @property
+    def scales_loss(self) -> bool:
+        """Whether losses are scaled, for fp16, and updates left out whose scaled gradients overflow."""
+        return self.scaler is not None
+
+    def known(self, norm: Any) -> Any:
+        """A norm from `clip_grad_norm` or `grad_norm` that can be read now, before the step."""
+        return norm
 
     def grad_norm(self, parameters: Iterable[torch.Tensor]) -> torch.Tensor:
         """The total norm of the gradients, which stay as they are."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from mainspring.arguments import sagemaker
 from mainspring.arguments.spellings import warn
 from mainspring.arguments.typed import truth
-from mainspring.engines.loaded import is_divided
+from mainspring.engines.loaded import is_divided, is_divided_by_zero
 from mainspring.errors import OptionError, Problem
 from mainspring.model import devices_of_map, is_quantized_base
 
@@ -255,6 +255,9 @@ def replicas_read_whole_rows(asked: Asked) -> Problem | None:
     return Problem("pack_sequences", True, why, _ONE_GPU)
 
 
+_BY_DEEPSPEED = {"CROSS_RANK", "CROSS_SIZE", "LOCAL_SIZE", "MASTER_ADDR"}
+"""Variables that DeepSpeed's launcher leaves, and torch's does not."""
+
 _ONE_GPU = "start with torchrun, one process for each GPU, or set CUDA_VISIBLE_DEVICES to one of them"
 
 RULES: tuple[Callable[[Asked], Problem | None], ...] = (
@@ -283,8 +286,12 @@ RULES: tuple[Callable[[Asked], Problem | None], ...] = (
 def idle(name: str, asked: Asked) -> Iterable[Problem]:
     """A complaint for each option of DDP's in a run of several processes that has another engine.
 
-    In one process nothing acts that is between processes: the arguments say so themselves.
+    In one process nothing acts that is between processes: the arguments say so themselves. And one for DeepSpeed's launcher,
+    where nobody asks for DeepSpeed.
     """
+    if asked.options.deepspeed is None and asked.environment.keys() >= _BY_DEEPSPEED:
+        why = f"DeepSpeed's launcher started this run, and the engine is {name!r}: a launcher sets up no engine"
+        yield Problem("deepspeed", None, why, "set it to a configuration, or start with torchrun")
     if name in _DDPS or asked.processes == 1:
         return
     for option, value in asked.options.ddp.chosen.items():
@@ -324,6 +331,12 @@ def check_subjects(engine: SingleProcess, model: nn.Module, *, given_optimizer: 
         raise ValueError(
             f"the parameters of the model lie in pieces on several processes, and the engine {engine.kind!r} wants all of them "
             "on each: set fsdp=True, which goes on with the pieces, or load the model whole"
+        )
+    if not engine.joins_optimizer and is_divided_by_zero(model):
+        raise ValueError(
+            "the weights of the model lie in pieces: it was loaded while a DeepSpeed configuration of stage 3 was in force, or "
+            "another trainer has divided it; set deepspeed to one of stage 3, or load the model when none is alive "
+            "(HfDeepSpeedConfig, arguments with deepspeed)"
         )
     if is_quantized_base(model):
         raise ValueError(

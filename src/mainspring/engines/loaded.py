@@ -24,6 +24,11 @@ def is_divided(model: nn.Module) -> bool:
     return any(map(in_pieces, model.parameters()))
 
 
+def is_divided_by_zero(model: nn.Module) -> bool:
+    """Whether DeepSpeed's `zero.Init` has left nothing of some parameters where they were."""
+    return any(p.numel() != getattr(p, "ds_numel", p.numel()) for p in model.parameters())
+
+
 def sizes_of_model(model: nn.Module) -> ParallelSizes | None:
     """The sizes with which a model was divided when it was loaded (`from_pretrained(tp_plan="auto")`); None: it was not."""
     tensor = int(getattr(model, "_tp_size", None) or 1)

@@ -19,7 +19,9 @@ from mainspring.integrations.deepspeed import (
     HfDeepSpeedConfig,
     HfTrainerDeepSpeedConfig,
     deepspeed_config,
+    get_fp32_state_dict_from_zero_checkpoint,
     is_deepspeed_zero3_enabled,
+    load_state_dict_from_zero_checkpoint,
     set_hf_deepspeed_config,
     unset_hf_deepspeed_config,
 )
@@ -28,6 +30,7 @@ __all__ = [
     "HfDeepSpeedConfig",
     "HfTrainerDeepSpeedConfig",
     "deepspeed_config",
+    "get_fp32_state_dict_from_zero_checkpoint",
     "is_clearml_available",
     "is_comet_available",
     "is_deepspeed_available",
@@ -38,6 +41,7 @@ __all__ = [
     "is_tensorboard_available",
     "is_trackio_available",
     "is_wandb_available",
+    "load_state_dict_from_zero_checkpoint",
     "set_hf_deepspeed_config",
     "unset_hf_deepspeed_config",
 ]

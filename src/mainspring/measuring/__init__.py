@@ -10,6 +10,7 @@
 | what does the optimizer keep? | `optimizer_state` |
 | what was the time of an update spent on? | `profiling` |
 | how much memory will a run take? | `estimate` |
+| and what of it does each process keep where ZeRO divides it? | `estimate_divided` |
 | with which learning rate does the loss fall, and with which does it diverge? | `lr_finder` |
 """
 

@@ -18,7 +18,10 @@ class Together(Protocol):
     """What is asked of an engine."""
 
     data_world_size: int
-    scaler: Any
+
+    @property
+    def scales_loss(self) -> bool:
+        """Whether losses are scaled, for fp16."""
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum of a tensor over the processes."""
@@ -69,7 +72,7 @@ class Guard:
     def decide(self, losses: Sequence[Tensor], norm: Any, step: int) -> Decision:
         """What becomes of the update whose gradients are there."""
         engine = self._engine
-        verdict = Verdict.of(losses, norm, engine.scaler is not None, engine.sum, engine.data_world_size)
+        verdict = Verdict.of(losses, norm, engine.scales_loss, engine.sum, engine.data_world_size)
         return self.decider.decide(verdict, step)
 
     def take_back(self) -> None:

@@ -79,7 +79,7 @@ class Numerics:
         counted = self.counts.read(engine.sum)
         self.counts.restart()
         self._tell(counted)
-        return counted.logs(self._clips, engine.scaler is not None, self._skips)
+        return counted.logs(self._clips, engine.scales_loss, self._skips)
 
     def summary(self, engine: Together, history: Iterable[Mapping[str, Any]]) -> dict[str, float]:
         """What the last log says of all updates of the run, also of those since the log before it.

@@ -6,6 +6,7 @@ from typing import Any
 
 from mainspring.arguments.deepspeed import launcher, registry
 from mainspring.arguments.deepspeed.hf import DeepSpeedPlugin, HfTrainerDeepSpeedConfig
+from mainspring.arguments.deepspeed.joining import as_arguments_say
 from mainspring.arguments.deepspeed.settings import announced_processes, in_world, notices, settings_of_options
 from mainspring.arguments.machine import MachineProperties
 from mainspring.arguments.spellings import warn
@@ -58,4 +59,4 @@ def hold(args: Any) -> None:
     held = HfTrainerDeepSpeedConfig.of_arguments(announced.config)
     vars(args)[_HELD] = held
     if launcher.wants_empty_parameters() or not held.is_zero3():
-        registry.set_hf_deepspeed_config(held)
+        registry.set_hf_deepspeed_config(held, as_arguments_say(args))

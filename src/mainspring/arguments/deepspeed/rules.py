@@ -109,13 +109,27 @@ _IN_BACKWARD = ("lomo", "adalomo")
 
 
 def gradients_reach_the_engine(config: Mapping[str, Any], a: Any) -> Iterator[Problem]:
-    """Optimizers that act inside the backward pass leave DeepSpeed no gradients."""
+    """Optimizers that act inside the backward pass leave DeepSpeed no gradients; others keep weights that it does not know."""
     why = "steps inside the backward pass, and DeepSpeed would find no gradients to reduce"
     name = str(getattr(a.optim, "value", a.optim))
     if "optimizer" not in config and (name in _IN_BACKWARD or name.endswith("layerwise")):
         yield Problem("optim", name, f"{why} (deepspeed)", "choose another optimizer")
+    if "optimizer" not in config and name.startswith("schedule_free"):
+        two = "trains with other weights than it evaluates with, and DeepSpeed steps one set only (deepspeed)"
+        yield Problem("optim", name, two, "choose another optimizer")
     if getattr(a, "optimizer_in_backward", False):
         yield Problem("optimizer_in_backward", True, f"{why} (deepspeed)", "leave one of the two out")
+
+
+_OF_MATRICES = ("galore_", "apollo_")
+
+
+def matrices_reach_the_optimizer(config: Mapping[str, Any], a: Any) -> Iterator[Problem]:
+    """From stage 1 on ZeRO lays parameters out flat, and nothing is left to project."""
+    name, stage = str(getattr(a.optim, "value", a.optim)), stage_of(config)
+    if "optimizer" not in config and stage > 0 and name.startswith(_OF_MATRICES):
+        why = f"projects the gradients of matrices, which ZeRO lays out flat at stage {stage} (deepspeed)"
+        yield Problem("optim", name, why, "choose another optimizer, or set stage to 0")
 
 
 def a_model_alone_is_whole(config: Mapping[str, Any], a: Any) -> Iterator[Problem]:
@@ -143,6 +157,7 @@ RULES: tuple[Rule, ...] = (
     batches_keep_their_sizes,
     data_comes_from_the_trainer,
     gradients_reach_the_engine,
+    matrices_reach_the_optimizer,
     a_model_alone_is_whole,
     the_schedule_follows_the_engine,
 )
@@ -156,6 +171,10 @@ def settings_of_stage_3(config: Mapping[str, Any], _: Any) -> Iterator[Problem]:
         if name.startswith("stage3_") and value not in (AUTO, False):
             why = f"has no effect, because the stage is {stage_of(config)}"
             yield Problem(named(f"{_ZERO}.{name}"), value, why, "leave it out")
+    ratio = setting(config, f"{_ZERO}.offload_optimizer.ratio")
+    if ratio not in (None, 1):
+        why = f"has no effect, because the stage is {stage_of(config)}: all states are offloaded"
+        yield Problem(named(f"{_ZERO}.offload_optimizer.ratio"), ratio, why, "leave it out, or set stage to 3")
 
 
 def the_configuration_has_an_optimizer(config: Mapping[str, Any], a: Any) -> Iterator[Problem]:
@@ -178,7 +197,25 @@ def _idle(config: Mapping[str, Any], a: Any, path: str, options: tuple[str, ...]
             yield Problem(option, getattr(value, "value", value), why, "leave one of the two out")
 
 
+def gradients_are_summed_by_the_engine(config: Mapping[str, Any], a: Any) -> Iterator[Problem]:
+    """When gradients travel follows from the stage."""
+    settings = getattr(a.accelerator_config, "gradient_accumulation_kwargs", None) or {}
+    if settings.get("sync_each_batch"):
+        why = f"has no effect: DeepSpeed sums gradients when its stage, {stage_of(config)}, says so"
+        yield Problem("accelerator_config", {"gradient_accumulation_kwargs": settings}, why, "leave it out")
+
+
+def models_checkpoint_by_themselves(config: Mapping[str, Any], a: Any) -> Iterator[Problem]:
+    """DeepSpeed's own way to recompute activations is for models that call it."""
+    if section(config, "activation_checkpointing") and not a.gradient_checkpointing:
+        why = "has no effect in models that do not call deepspeed.checkpointing themselves"
+        fix = "set gradient_checkpointing (activation_checkpointing) to recompute activations"
+        yield Problem(named("activation_checkpointing"), config["activation_checkpointing"], why, fix)
+
+
 NOTICES: tuple[Rule, ...] = (
+    gradients_are_summed_by_the_engine,
+    models_checkpoint_by_themselves,
     settings_of_stage_3,
     the_configuration_has_an_optimizer,
     the_configuration_has_a_schedule,

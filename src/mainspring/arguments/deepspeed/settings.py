@@ -27,6 +27,9 @@ from mainspring.arguments.parallel_sizes import ParallelSizes, parallel_sizes
 from mainspring.arguments.sources import Sourced
 from mainspring.errors import OptionError, Problem
 
+ANY_OPTIMIZER = "zero_allow_untested_optimizer"
+"""Whether ZeRO divides the states of optimizers that DeepSpeed has not tried: its own list of them is short."""
+
 
 @dataclass(frozen=True)
 class DeepSpeedSettings:
@@ -71,6 +74,13 @@ class DeepSpeedSettings:
         """What the model computes in: bf16, fp16 or fp32."""
         chosen = (name for name in ("bf16", "fp16") if setting(self.config, f"{name}.enabled") is True)
         return next(chosen, "fp32")
+
+    def with_any_optimizer(self) -> DeepSpeedSettings:
+        """The same, allowing optimizers that DeepSpeed has not tried where it makes none: the choice is made elsewhere."""
+        if self.makes_optimizer or self.stage == 0 or ANY_OPTIMIZER in self.config:
+            return self
+        origins = {**self.origins, ANY_OPTIMIZER: "the optimizer is not in the configuration"}
+        return replace(self, config={**self.config, ANY_OPTIMIZER: True}, origins=origins)
 
     def completed(self, hidden_size: int | None, total_steps: int, warmup_steps: int) -> dict[str, Any]:
         """The configuration that the engine starts with.

@@ -30,8 +30,9 @@ class Shown(NamedTuple):
 
 def shown(settings: DeepSpeedSettings) -> Iterator[Shown]:
     """Every value, in the order of the configuration, which is filled in as far as is known."""
+    settings = settings.with_any_optimizer()
     known = settings.sources
-    written = f"deepspeed ({known['deepspeed']})" if "deepspeed" in known else "deepspeed"
+    written = _of_file(known["deepspeed"]) if "deepspeed" in known else "deepspeed"
     for path, found in leaves(settings.config):
         value = _without_tokens(path, found)
         if value == AUTO and path in LATER:
@@ -42,6 +43,16 @@ def shown(settings: DeepSpeedSettings) -> Iterator[Shown]:
             yield Shown(path, value, f"environment {settings.said_by[path]}")
         else:
             yield Shown(path, value, written)
+
+
+def _of_file(source: str) -> str:
+    """What the configuration itself says, with the file that it was read from, or else with where the option came from."""
+    file = source.rpartition(_READ)[2]
+    return f"deepspeed ({file})"
+
+
+_READ = "read from "
+"""What the note of an option begins with that names a file."""
 
 
 def _without_tokens(path: str, value: Any) -> Any:

@@ -93,6 +93,8 @@ _ELSEWHERE = MappingProxyType(
         "grad_accum_dtype": "write data_types.grad_accum_dtype",
         "zero": "write zero_optimization",
         "stage": "write zero_optimization.stage",
+        "zero_optimization.aio": "write aio at the top, beside zero_optimization",
+        "aio.thread_count": "write aio.intra_op_parallelism",
         "fp16.opt_level": "leave it out: only the amp section has one",
         "zero_optimization.offload_optimizer_device": "write zero_optimization.offload_optimizer.device",
         "zero_optimization.offload_param_device": "write zero_optimization.offload_param.device",

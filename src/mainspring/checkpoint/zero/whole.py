@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mainspring.checkpoint.stored import Stored
 from mainspring.checkpoint.zero.weights import zero_weights
 from mainspring.errors import CheckpointError
+from mainspring.model import tell_of_filling
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +59,9 @@ def load_state_dict_from_zero_checkpoint(
 ) -> _Model:
     """Move a model to the CPU and give it the weights in a checkpoint of DeepSpeed's, one after the other.
 
-    Also a model whose parameters DeepSpeed has divided (stage 3) gets them whole; it cannot be trained with that engine any
-    more: make a new engine, or a new Trainer, of it.
+    Also a model whose parameters DeepSpeed has divided (stage 3) gets them whole. With its engine it cannot be trained any
+    more, of whichever stage: make a new model and a new Trainer, which say so where one goes on all the same. It can be used
+    by itself, and saved.
 
     Args:
         model: The model, not the engine around it. Its dtypes stay.
@@ -82,6 +84,7 @@ def load_state_dict_from_zero_checkpoint(
             f"{os.fspath(checkpoint_dir)} holds the weights of another model: none of its names is one of "
             f"{type(model).__name__}'s"
         )
+    tell_of_filling(model)
     done: set[int] = set()
     for name, source in common.items():
         if id(own[name]) not in done:
@@ -100,6 +103,7 @@ def _fill(name: str, target: Tensor, source: Stored) -> None:
         )
     if divided is not None:
         target.data = source.read().to(target.dtype)
+        target.ds_status = type(target.ds_status).AVAILABLE  # type: ignore[attr-defined]
     else:
         target.copy_(source.read())
 

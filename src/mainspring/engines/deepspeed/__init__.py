@@ -10,8 +10,13 @@
 | `adopting` | how are the others put into its pieces? |
 | `pieces` | where is what belongs to a parameter? |
 | `files` | how are its files written and read? |
+| `on_host` | what steps an optimizer on the host, and what needs a GPU? |
+| `memory` | how much does a process keep, before the engine is there? |
+| `divided` | what of a model that came in pieces? |
+| `reading` | who reads pieces as if they were whole? |
 | `leaving` | when is a model DeepSpeed's no longer? |
 | `limits` | what cannot be, and how is it said? |
+| `answers` | what of the library's own cannot be beside it? |
 """
 
 from __future__ import annotations

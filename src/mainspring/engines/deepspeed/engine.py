@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,30 +12,37 @@ from torch import Tensor, nn
 
 from mainspring import checkpoint as ckpt
 from mainspring.arguments.deepspeed.filling import Run
-from mainspring.arguments.deepspeed.hf import hidden_size
+from mainspring.arguments.deepspeed.hf import DeepSpeedPlugin, HfTrainerDeepSpeedConfig, hidden_size
 from mainspring.arguments.deepspeed.shown import table
 from mainspring.engines.base import EngineOptions
-from mainspring.engines.deepspeed import states
+from mainspring.engines.compilation import VaryingSizes
+from mainspring.engines.deepspeed import memory, states
 from mainspring.engines.deepspeed.adopting import adopt_optimizer, adopt_weights, mend_universal
+from mainspring.engines.deepspeed.answers import Answers
+from mainspring.engines.deepspeed.divided import gathered, refuse_other_stages, refuse_uninitialised
 from mainspring.engines.deepspeed.files import save_pieces
-from mainspring.engines.deepspeed.gradients import forget_gradients
-from mainspring.engines.deepspeed.leaving import Leaving
+from mainspring.engines.deepspeed.gradients import forget_gradients, norm_before_step
+from mainspring.engines.deepspeed.leaving import Leaving, take_from_others
 from mainspring.engines.deepspeed.limits import (
     check_evaluation,
     check_given,
+    check_precision,
     makes_other_norms,
-    refuse_uninitialised,
     refuse_without_training,
+    say_what_rests,
     warn_of_flattened,
 )
+from mainspring.engines.deepspeed.on_host import check_device, check_ways
 from mainspring.engines.deepspeed.parts import FromConfiguration, MovedByEngine, SteppedByEngine
-from mainspring.engines.deepspeed.starting import begin_schedule, join, start, start_inference
-from mainspring.engines.processes import Processes, refuse_frozen
+from mainspring.engines.deepspeed.reading import Reading
+from mainspring.engines.deepspeed.starting import begin_schedule, join, processes_here, start, start_inference
+from mainspring.engines.processes import refuse_frozen
 from mainspring.model import is_peft
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
+    from mainspring.arguments.deepspeed import DeepSpeedSettings
     from mainspring.engines.accelerator import MainspringAccelerator
 
 logger = logging.getLogger(__name__)
@@ -47,7 +54,12 @@ _IN_PIECES = (
 _COMPUTES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
-class DeepSpeed(Processes):
+def _plugin(settings: DeepSpeedSettings) -> DeepSpeedPlugin:
+    """The configuration as scripts read it, which follows what it comes to."""
+    return DeepSpeedPlugin(settings.published or HfTrainerDeepSpeedConfig.of_arguments(settings.config))
+
+
+class DeepSpeed(Answers):
     """ZeRO divides optimizer states, gradients and parameters over the processes, as its stage says.
 
     Attributes:
@@ -59,15 +71,20 @@ class DeepSpeed(Processes):
     joins_optimizer = True
 
     def __init__(self, accelerator: MainspringAccelerator, options: EngineOptions) -> None:
+        assert options.deepspeed is not None
+        check_ways(options.parallelism)
+        check_device(options.deepspeed.config, accelerator.device)
         join(accelerator.device)
         super().__init__(accelerator, options)
-        assert options.deepspeed is not None
         self.settings = options.deepspeed
+        accelerator.show_deepspeed(_plugin(self.settings))
+        self.scaler = None
         self.saves_shards = self.settings.stage == 3 and not self.settings.gathers_weights
         self.keeps_schedule = self.settings.makes_schedule
         self.brings_steps = self.settings.makes_schedule or self.settings.makes_optimizer
         self._schedule: MovedByEngine | None = None
         self._leaving: Leaving | None = None
+        self._reading: Reading | None = None
         self._has_norm = True
         self._norm: Tensor | None = None
         self._loaded: str | None = None
@@ -86,12 +103,14 @@ class DeepSpeed(Processes):
 
     def check_given(self, optimizer: Any, schedule: Any, evaluates_in: torch.dtype | None) -> None:
         """Refuse a second optimizer or schedule beside the configuration's, and a second precision."""
+        check_precision(self.settings)
         check_given(self.settings, optimizer, schedule)
         check_evaluation(self.settings, evaluates_in)
 
     def check_model(self, model: nn.Module) -> None:
-        """Refuse a model that was divided before its weights had been initialised."""
+        """Refuse a model that was divided before its weights had been initialised, or for another stage."""
         refuse_uninitialised(model)
+        refuse_other_stages(model, self.settings.stage)
 
     def halved(self, model: nn.Module, dtype: torch.dtype) -> nn.Module:
         """The model as it is: it computes in `dtype` already, see `check_given`."""
@@ -110,10 +129,10 @@ class DeepSpeed(Processes):
         """
         refuse_frozen(model)
         if self.is_placed(model):
-            self._check_kept()
+            self._check_trainable()
         config = self.settings.completed(hidden_size(model), *steps)
         if not (isinstance(optimizer, SteppedByEngine) and optimizer.engine is self.deepspeed):
-            self._leave()
+            self._leave(model)
             members = [list(group["params"]) for group in optimizer.param_groups if group["params"]]
             optimizer = SteppedByEngine(start(model, optimizer, config), members)
             self._hold(model, optimizer.engine)
@@ -126,29 +145,48 @@ class DeepSpeed(Processes):
         self._loaded, self._stepped = None, optimizer
         return self.deepspeed, optimizer, self._schedule
 
-    def _leave(self) -> None:
-        """Take the engine of an evaluation, or of another model, apart."""
+    def _leave(self, model: nn.Module) -> None:
+        """Take the engine of an evaluation, of another model, or of another trainer of this one, apart."""
+        take_from_others(model, self._leaving)
         if self.deepspeed is not None:
             self._check_kept()
+            self.deepspeed.module._compiled_call_impl = None
             self.deepspeed.destroy()
             self.deepspeed = self._stepped = None
 
     def _hold(self, model: nn.Module, engine: Any) -> None:
         self.deepspeed = engine
         self._placed = (model, engine)
+        if self.options.compiles:
+            self._compile(engine)
         if self._leaving is not None:
             self._leaving.forget()
-        self._leaving = Leaving(model, engine)
+        has_copies = self.settings.stage > 0 or self.settings.precision != "fp32"
+        self._leaving = Leaving(model, engine, has_copies)
+        if self._reading is not None:
+            self._reading.forget()
+        self._reading = Reading(model, engine) if self.settings.stage == 3 else None
+
+    def _compile(self, engine: Any) -> None:
+        """Compile the model inside the engine, which gathers and reduces around it."""
+        keywords = self.accelerator.state.dynamo_plugin.to_kwargs()
+        engine.compile(backend=keywords.pop("backend"), compile_kwargs=keywords)
+        engine.register_forward_pre_hook(VaryingSizes(), with_kwargs=True)
 
     def _check_kept(self) -> None:
         if self._leaving is not None:
             self._leaving.check()
 
+    def _check_trainable(self) -> None:
+        if self._leaving is not None:
+            self._leaving.check_trainable()
+
     def place(self, model: nn.Module) -> nn.Module:
         """What forward passes go through: without training, stage 3 divides the weights, and no other can do anything."""
         if not self.is_placed(model):
             refuse_without_training(self.settings)
-            self._leave()
+            say_what_rests(self.settings)
+            self._leave(model)
             self._hold(model, start_inference(model, self.settings.for_evaluation(hidden_size(model))))
         self._check_kept()
         assert self._placed is not None
@@ -162,6 +200,11 @@ class DeepSpeed(Processes):
         """Stage 3 gathers weights where a module is called, whoever calls it."""
         self.place(model)
         return contextlib.nullcontext()
+
+    def whole(self, model: nn.Module) -> contextlib.AbstractContextManager[Any]:
+        """All weights of a model that came in pieces, gathered on each process."""
+        take_from_others(model, self._leaving)
+        return gathered(model)
 
     def to_device(self, tensor: Tensor) -> Tensor:
         """On the device, floating-point numbers in what the model computes in: labels too, as in the reference."""
@@ -179,6 +222,16 @@ class DeepSpeed(Processes):
     def explained(self, model: nn.Module, steps: tuple[int, int]) -> str:
         """The configuration that training starts with, each value with where it came from."""
         return table(self.settings.at(Run(hidden_size(model), *steps)))
+
+    def reckoned_memory(self, model: nn.Module, optimizer: Any, state_per_number: Callable[[], float]) -> Any:
+        """What each process keeps, and what DeepSpeed's estimators say: no engine is started."""
+        if isinstance(optimizer, SteppedByEngine):
+            bytes_each = memory.remembered(optimizer)
+        else:
+            made = self.settings.makes_optimizer
+            bytes_each = memory.remembers(self.settings.config) if made else state_per_number()
+        config = self.settings.for_evaluation(hidden_size(model))
+        return memory.estimate(model, self.settings, config, (self.world_size, processes_here()), bytes_each)
 
     # ---- one update ----
 
@@ -208,18 +261,32 @@ class DeepSpeed(Processes):
         """
         if not self._has_norm:
             return None
-        if not hasattr(self.deepspeed.optimizer, "_global_grad_norm"):
-            return super().grad_norm(parameters)
+        if isinstance(self.deepspeed.optimizer, torch.optim.Optimizer):
+            return super().grad_norm(parameters) if self.measures_norms else None
         if self._norm is None:
             self._norm = torch.full((), float("nan"), dtype=torch.float64, device=self.device)
         return self._norm
 
+    @property
+    def scales_loss(self) -> bool:
+        """DeepSpeed scales losses by itself."""
+        return self.settings.precision == "fp16"
+
+    def known(self, norm: Any) -> Any:
+        """A norm that the step would fill in, asked for before it."""
+        if self._norm is None or norm is not self._norm:
+            return norm
+        return self._norm.fill_(norm_before_step(self.deepspeed))
+
     def step(self, optimizer: Optimizer) -> None:
-        """One step of DeepSpeed's, which leaves it out where fp16 overflowed."""
+        """One step of DeepSpeed's, which leaves it out where gradients are not finite."""
+        self._check_trainable()
         if self._schedule is not None:
             self._schedule.hold()
         optimizer.step()
         self.step_was_skipped = not self.deepspeed.was_step_applied()
+        if self.step_was_skipped and not self.scales_loss:
+            logger.warning("DeepSpeed has left out an update whose gradients are not finite")
         norm, self._norm = self._norm, None
         found = self.deepspeed.get_global_grad_norm()
         if norm is not None and found is not None:
@@ -240,8 +307,11 @@ class DeepSpeed(Processes):
 
     @property
     def keeps_pieces(self) -> bool:
-        """Stage 3 gathers only where the configuration says so; without an optimizer there are no pieces to be saved."""
-        return self.saves_shards and self._stepped is not None
+        """Stage 3 gathers only where the configuration says so; without an optimizer there are no pieces to be saved.
+
+        Adapters are gathered: what is saved of them is read by itself.
+        """
+        return self.saves_shards and self._stepped is not None and not is_peft(self._stepped.engine.module)
 
     def save_shards(self, model: nn.Module, folder: str) -> None:
         """Write DeepSpeed's own checkpoint, which holds the weights in pieces."""
@@ -265,12 +335,15 @@ class DeepSpeed(Processes):
         """Load a checkpoint's weights; of DeepSpeed's own, all that it holds."""
         self._check_kept()
         self._loaded = None
+        states.say_where_not_universal(self.deepspeed, folder)
         if self._stepped is not None and states.is_own(self.deepspeed, folder):
             if states.load(self.deepspeed, model, folder):
                 mend_universal(self._stepped, model, folder)
             self._loaded = folder
             return ckpt.LoadReport()
-        report = states.load_whole(self.deepspeed, model, folder)
+        assert self._leaving is not None
+        with self._leaving.staying():
+            report = states.load_whole(self.deepspeed, model, folder)
         if self._stepped is not None and (
             self.settings.precision != "fp32" or self.deepspeed.zero_nvme_offload_optimizer()
         ):

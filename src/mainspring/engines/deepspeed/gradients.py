@@ -4,6 +4,36 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch import Tensor
+
+
+def norm_before_step(engine: Any) -> Tensor:
+    """The norm of an update's gradients, as DeepSpeed's step will find it; NaN where it is not finite. All processes ask.
+
+    Args:
+        engine: The `DeepSpeedEngine`, behind the last backward pass of the update.
+    """
+    optimizer = engine.optimizer
+    scaled = torch.as_tensor(_scaled_norm(optimizer), dtype=torch.float64)
+    norm = scaled / float(getattr(optimizer, "loss_scale", 1.0) or 1.0)
+    return torch.where(norm.isfinite() & (norm >= 0), norm, torch.full_like(norm, float("nan")))  # -1 says as much
+
+
+def _scaled_norm(optimizer: Any) -> Any:
+    from deepspeed.runtime.utils import combine_grad_norm_groups, get_global_norm_of_tensors
+
+    if hasattr(optimizer, "_get_norm_groups"):  # stage 3
+        return combine_grad_norm_groups(optimizer._get_norm_groups())
+    if hasattr(optimizer, "scaled_global_norm"):  # stages 1 and 2
+        optimizer._wait_for_offload_copies()
+        return optimizer.scaled_global_norm()
+    if hasattr(optimizer, "get_grads_for_norm"):  # bf16, whose gradients are summed in float32
+        gradients, _ = optimizer.get_grads_for_norm()
+        return get_global_norm_of_tensors(input_tensors=gradients, mpu=optimizer.mpu)
+    groups = getattr(optimizer, "fp16_groups", None) or optimizer.bf16_groups
+    return torch.nn.utils.get_total_norm([p.grad for group in groups for p in group if p.grad is not None])
+
 
 def forget_gradients(engine: Any) -> None:
     """Forget what micro-batches have left whose update will not come.
@@ -23,6 +53,7 @@ def _forget_pieces(optimizer: Any) -> None:
         getattr(optimizer, kept, {}).clear()
     optimizer.reset_cpu_buffers()
     optimizer.micro_step_id = _FIRST.get(type(optimizer).__name__, 0)
+    optimizer._epilogue_ran_this_backward = False  # else stage 3 would count the next forward pass as a second one
 
 
 _FIRST = {"DeepSpeedZeroOptimizer": -1}

@@ -7,13 +7,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import nn
 from torch.optim import Optimizer
 
 from mainspring.arguments.deepspeed import DeepSpeedSettings
 from mainspring.engines.deepspeed.parts import FromConfiguration
 from mainspring.errors import NotAvailableError, OptionError, Problem
-from mainspring.model import is_pretrained
 from mainspring.utils.logging import get_logger
 
 logger = get_logger(__name__)
@@ -32,8 +30,19 @@ def check_given(settings: DeepSpeedSettings, optimizer: Any, schedule: Any) -> N
         for section, name, given in (("optimizer", "an optimizer", optimizer), ("scheduler", "a schedule", schedule))
         if given is not None and section in settings.config
     ]
+    if optimizer is not None:
+        problems += _two_sets(optimizer[0] if isinstance(optimizer, tuple) else optimizer)
     if problems:
         raise OptionError(problems)
+
+
+def _two_sets(optimizer: Any) -> list[Problem]:
+    """What is wrong with an optimizer, or a class of one, that trains with other weights than it evaluates with."""
+    if not callable(getattr(optimizer, "eval", None)):
+        return []
+    name = optimizer.__name__ if isinstance(optimizer, type) else type(optimizer).__name__
+    why = "it trains with other weights than it evaluates with, and DeepSpeed steps one set only"
+    return [Problem("optimizers", name, why, "choose another optimizer")]
 
 
 def refuse_without_training(settings: DeepSpeedSettings) -> None:
@@ -47,6 +56,13 @@ def refuse_without_training(settings: DeepSpeedSettings) -> None:
     why = "without training there are no gradients and no optimizer to divide, and only stage 3 divides the weights"
     fix = "set it to 3, evaluate after train() or with eval_on_start, or leave deepspeed out to evaluate"
     raise OptionError([Problem("deepspeed zero_optimization.stage", settings.stage, why, fix)])
+
+
+def say_what_rests(settings: DeepSpeedSettings) -> None:
+    """Say of an engine that does not train which sections of its configuration wait for one that does."""
+    resting = [section for section in ("optimizer", "scheduler") if section in settings.config]
+    if resting:
+        logger.warning("DeepSpeed evaluates without %s, which train() will make", " and ".join(resting))
 
 
 def check_evaluation(settings: DeepSpeedSettings, dtype: torch.dtype | None) -> None:
@@ -66,33 +82,22 @@ def check_evaluation(settings: DeepSpeedSettings, dtype: torch.dtype | None) -> 
     raise OptionError([Problem(f"{name}_full_eval", True, why, f"set {name}.enabled to 'auto' there, or leave it out")])
 
 
-def refuse_uninitialised(model: nn.Module) -> None:
-    """Refuse a model of transformers whose class was called under `zero.Init`.
-
-    There a module's weights are divided as soon as it has made them, and the library, which initialises them when the whole
-    model is there, finds nothing to initialise: they keep what torch gives to a layer by itself.
+def check_precision(settings: DeepSpeedSettings) -> None:
+    """Refuse a precision that DeepSpeed finds this device unable to compute in: it would say so when training begins.
 
     Raises:
-        RuntimeError: It was.
+        NotAvailableError: Naming the section.
     """
-    if not is_pretrained(model) or any(getattr(p, "_is_hf_initialized", False) for p in model.parameters()):
+    from deepspeed.accelerator import get_accelerator  # the engine has found it to be there
+
+    device = get_accelerator()
+    able = {"fp16": device.is_fp16_supported, "bf16": device.is_bf16_supported}.get(settings.precision)
+    if able is None or able():
         return
-    wanted = getattr(getattr(model, "config", None), "initializer_range", None)
-    pieces = [getattr(m.weight, "ds_tensor", None) for m in model.modules() if isinstance(m, nn.Embedding)]
-    spread = max(
-        (float(piece.float().std()) for piece in pieces if piece is not None and piece.numel() > 1), default=0.0
-    )
-    if wanted is not None and wanted < _MEANT and spread > _TORCHS:
-        raise RuntimeError(
-            f"the weights of this {type(model).__name__} were divided by zero.Init before the library could initialise them: "
-            f"its embeddings have a standard deviation of {spread:.2f}, and its configuration wants {wanted}; make it by "
-            "from_pretrained or from_config while an HfDeepSpeedConfig is alive, or without zero.Init, and leave the division "
-            "to train()"
-        )
-
-
-_MEANT, _TORCHS = 0.3, 0.7
-"""Standard deviations: torch's own, of embeddings, is 1; what models are initialised with is far below."""
+    why = f"DeepSpeed does not compute in {settings.precision} on this device ({device.device_name()})"
+    others = {"fp16": "bf16, or in fp32 by leaving it out", "bf16": "fp32 by leaving it out"}
+    problem = Problem(f"deepspeed {settings.precision}.enabled", True, why, f"compute in {others[settings.precision]}")
+    raise NotAvailableError([problem])
 
 
 def makes_other_norms(optimizer: Optimizer, settings: DeepSpeedSettings) -> bool:
@@ -125,6 +130,8 @@ def why_not_started(config: Mapping[str, Any], optimizer: Optimizer) -> Iterator
     """Say of an optimizer that DeepSpeed cannot make or divide which it is, and what can be taken instead."""
     try:
         yield
+    except OptionError:
+        raise
     except _OF_OPTIMIZERS as error:
         described = isinstance(optimizer, FromConfiguration)
         name = _type_of(config, "optimizer") if described else type(optimizer).__name__

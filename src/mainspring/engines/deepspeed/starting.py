@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
 import os
-import socket
 from types import ModuleType
 from typing import Any
 
@@ -11,8 +11,12 @@ import torch
 from torch import distributed as dist, nn
 from torch.optim import Adagrad, Optimizer
 
+from mainspring.arguments.deepspeed import joining
+from mainspring.arguments.deepspeed.settings import ANY_OPTIMIZER
+from mainspring.engines.deepspeed.disks import check_disks, read_once
 from mainspring.engines.deepspeed.files import watch_files
 from mainspring.engines.deepspeed.limits import why_not_started
+from mainspring.engines.deepspeed.on_host import follow_rates, for_host
 from mainspring.engines.deepspeed.parts import FromConfiguration
 from mainspring.errors import NotAvailableError, Problem
 from mainspring.model import note_full_sizes
@@ -34,16 +38,8 @@ def import_deepspeed() -> ModuleType:
 
 def join(device: torch.device) -> None:
     """Join the processes; one that no launcher started makes a world of its own."""
-    package = import_deepspeed()
-    backend = "cpu:gloo" if device.type == "cpu" else None
-    if not dist.is_initialized():
-        launched = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
-        if launched:
-            dist.init_process_group(backend)
-        else:
-            dist.init_process_group(backend, init_method=f"tcp://127.0.0.1:{_free_port()}", rank=0, world_size=1)
-    os.environ.setdefault("LOCAL_RANK", "0")  # which DeepSpeed reads
-    package.init_distributed(dist_backend="gloo" if device.type == "cpu" else "nccl", verbose=False)
+    import_deepspeed()
+    joining.join(device.type)
 
 
 def start(model: nn.Module, optimizer: Optimizer, config: dict[str, Any]) -> Any:
@@ -56,13 +52,17 @@ def start(model: nn.Module, optimizer: Optimizer, config: dict[str, Any]) -> Any
 
     Raises:
         NotAvailableError: The optimizer is not one that the installed DeepSpeed can make or divide here.
+        OptionError: What is to rest on a disk cannot.
     """
     note_full_sizes(model)
     described = isinstance(optimizer, FromConfiguration)
-    if not described:  # DeepSpeed's list of what it has tried is short: the choice of an optimizer is made elsewhere
-        config.setdefault("zero_allow_untested_optimizer", True)
-    groups = [dict(group) for group in optimizer.param_groups]
+    if not described:
+        config.setdefault(ANY_OPTIMIZER, True)
+    _forget_second_division()
+    check_disks(model, config, processes_here(), dist.get_world_size())
     with why_not_started(config, optimizer):
+        optimizer = for_host(optimizer, config)
+        groups = [dict(group) for group in optimizer.param_groups]
         engine, *_ = import_deepspeed().initialize(
             model=model,
             optimizer=None if described else optimizer,
@@ -70,6 +70,8 @@ def start(model: nn.Module, optimizer: Optimizer, config: dict[str, Any]) -> Any
             config=config,
         )
     _keep_groups(engine, groups)
+    follow_rates(engine)
+    read_once(model)
     watch_files(engine)
     return engine
 
@@ -88,6 +90,17 @@ def begin_schedule(engine: Any, config: dict[str, Any]) -> None:
     engine.lr_scheduler = engine._scheduler_from_config(engine.optimizer)
 
 
+def _forget_second_division() -> None:
+    """Of a run before with `zero_hpz_partition_size`: DeepSpeed keeps its groups for the process, and uses them unasked."""
+    groups: Any = importlib.import_module("deepspeed.utils.groups")
+    groups._ZERO_PARAM_INTRA_PARALLEL_GROUP = None
+
+
+def processes_here() -> int:
+    """How many processes of the run are on this machine, by what its launcher says."""
+    return min(dist.get_world_size(), int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size())))
+
+
 def _keep_groups(engine: Any, groups: list[dict[str, Any]]) -> None:
     """Adagrad, which ZeRO makes anew with one group of all parameters, has the settings of each group again."""
     divided = engine.optimizer
@@ -102,10 +115,3 @@ def _keep_groups(engine: Any, groups: list[dict[str, Any]]) -> None:
     ]
     if not puts_in:
         divided._link_all_hp_params()  # which went by the groups
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address: tuple[Any, int] = probe.getsockname()
-        return address[1]

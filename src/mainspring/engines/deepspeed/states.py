@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,14 +12,18 @@ from typing import Any
 from torch import Tensor, nn
 
 from mainspring import checkpoint as ckpt
+from mainspring.arguments.deepspeed import registry
 from mainspring.checkpoint.names import DEEPSPEED_LATEST_NAME
 from mainspring.checkpoint.pickles import refuse
 from mainspring.checkpoint.zero.layout import Layout, layout_of
 from mainspring.checkpoint.zero.objects import read_state
 from mainspring.checkpoint.zero.weights import stage_of
-from mainspring.engines.deepspeed.starting import import_deepspeed
+from mainspring.engines.deepspeed.divided import loading_in_turn
+from mainspring.engines.deepspeed.reading import only_pieces
 from mainspring.errors import CheckpointError
 from mainspring.model import is_peft
+
+logger = logging.getLogger(__name__)
 
 _UNIVERSAL_NAME = "latest_universal"
 
@@ -41,6 +46,16 @@ def is_own(engine: Any, folder: str) -> bool:
         return True
     # Into an optimizer on NVMe DeepSpeed reads nothing, and says nothing of it.
     return not engine.zero_nvme_offload_optimizer() and _fits(engine, layout_of(contents))
+
+
+def say_where_not_universal(engine: Any, folder: str) -> None:
+    """Say of a checkpoint that is not what the configuration asks for that it is read as any other: DeepSpeed would not."""
+    if engine.load_universal_checkpoint() and not _is_universal(engine, folder):
+        logger.warning(
+            "checkpoint.load_universal: %s has no %s, and its own pieces are read; DeepSpeed's ds_to_universal makes one of them",
+            folder,
+            _UNIVERSAL_NAME,
+        )
 
 
 def load(engine: Any, model: nn.Module, folder: str) -> bool:
@@ -67,8 +82,7 @@ def load(engine: Any, model: nn.Module, folder: str) -> bool:
 
 def load_whole(engine: Any, model: nn.Module, folder: str) -> ckpt.LoadReport:
     """Load whole weights, or the pieces of any engine, into the pieces that the model computes with."""
-    pieces = [parameter for parameter in model.parameters() if hasattr(parameter, "ds_id")]
-    with import_deepspeed().zero.GatheredParameters(pieces, modifier_rank=0, enabled=bool(pieces)):
+    with registry.out_of_force(), only_pieces(), loading_in_turn(model):
         report = ckpt.load_weights(model, folder)
     refresh = getattr(engine.optimizer, "refresh_fp32_params", None)
     if refresh is not None and not engine.zero_nvme_offload_optimizer():

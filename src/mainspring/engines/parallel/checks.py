@@ -28,7 +28,7 @@ def check_sizes(sizes: ParallelSizes, device: str, *, scaled: bool) -> None:
         OptionError: Naming all of it.
     """
     if sizes.sp_size > 1:
-        why = f"sp_backend={sizes.sp_backend!r} comes with the DeepSpeed engine, which is not available yet"
+        why = f"sp_backend={sizes.sp_backend!r} is DeepSpeed's division of sequences (Ulysses), which is not available yet"
         fix = 'use cp_size on GPUs, or tp_size with a plan of "sequence_parallel" modules'
         raise NotAvailableError([Problem("parallelism_config", {"sp_size": sizes.sp_size}, why, fix)])
     if sizes.tp_size > 1 and (sizes.tp_handler or {}).get("enable_async_tp"):
