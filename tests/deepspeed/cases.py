@@ -102,7 +102,11 @@ MADE: Mapping[str, Case] = {
 """Optimizers that DeepSpeed makes."""
 
 SCHEDULES: Mapping[str, Case] = {
-    f"schedule_{name}": Case(config(2, scheduler={"type": name, "params": params}), SAVES, resumes=True)
+    f"schedule_{name}": Case(
+        config(2, scheduler={"type": name.partition("_")[0], "params": params}),
+        SAVES,
+        resumes=True,
+    )
     for name, params in {
         "WarmupLR": {
             "warmup_min_lr": "auto",
@@ -110,6 +114,7 @@ SCHEDULES: Mapping[str, Case] = {
             "warmup_num_steps": "auto",
             "warmup_type": "linear",
         },
+        "WarmupLR_log": {"warmup_min_lr": "auto", "warmup_max_lr": "auto", "warmup_num_steps": "auto"},
         "WarmupDecayLR": DECAYS["params"],
         "WarmupCosineLR": {"total_num_steps": "auto", "warmup_num_steps": "auto"},
         "OneCycle": {"cycle_min_lr": 1e-3, "cycle_max_lr": 1e-2, "cycle_first_step_size": 2},

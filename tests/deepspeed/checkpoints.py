@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import logging
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -58,11 +59,11 @@ class Warnings(logging.Handler):
 
 
 def masters(run: Any) -> dict[str, torch.Tensor]:
-    """The weights that the optimizer steps, in full precision; of stage 0 those of the model."""
+    """The weights that are trained, as the optimizer steps them, in full precision; of stage 0 those of the model."""
     from deepspeed.utils import safe_get_full_fp32_param
 
     found = {}
-    for name, parameter in run.model.named_parameters():
+    for name, parameter in ((n, p) for n, p in run.model.named_parameters() if p.requires_grad):
         whole = safe_get_full_fp32_param(parameter) if run.deepspeed.zero_optimization_stage() else parameter
         found[name] = whole.detach().clone().float()
     return found
@@ -230,30 +231,6 @@ def stopped(out: Path, stage: int) -> Any:
     return {"ended": ended, "left": left, "again": logged(again), "whole": logged(whole)}
 
 
-def killed(out: Path) -> Any:
-    """A run of which the system ends a process while it writes its second checkpoint's pieces."""
-    original = files_module.Files._save
-
-    def half(self: Any, state: Any, path: str) -> None:
-        original(self, state, path)
-        if "global_step4" in path and "optim" in path and RANK == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    files_module.Files._save = half  # type: ignore[method-assign]
-    first_run(out, **divided(3))
-
-
-def after_kill(out: Path) -> Any:
-    """What goes on from there, and the uninterrupted run."""
-    again = trainer(out, **SAVES, **divided(3))
-    again.train(resume_from_checkpoint=True)
-    whole = trainer(out / "whole", **divided(3))
-    whole.train()
-    dist.barrier()
-    left = sorted(path.name for path in out.glob("*checkpoint-*"))
-    return {"again": logged(again), "whole": logged(whole), "left": left}
-
-
 # ---- other engines, stages and numbers of processes ----
 
 
@@ -370,6 +347,109 @@ def by_hand(out: Path, stage: int) -> Any:
     return {"path": Path(path).name if path else None, "same": same(before, masters(again))}
 
 
+def best(out: Path, stage: int, **options: Any) -> Any:
+    """A run whose best model, by a measure that only gets worse, is that of its first checkpoint."""
+    by_loss = {"metric_for_best_model": "loss", "greater_is_better": True, "eval_strategy": "steps"}
+    keeps = {"load_best_model_at_end": True, "save_total_limit": 1, "eval_steps": SAVED, **by_loss}
+    run = first_run(out, **keeps, **divided(stage, **options))
+    return {
+        "best": run.state.best_metric,
+        "at": run.state.best_global_step,
+        "evaluated": logged(run, "eval_loss"),
+        "after": run.evaluate()["eval_loss"],
+        "left": sorted(path.name for path in out.glob("checkpoint-*")),
+        "files": sorted(path.name for path in (out / f"checkpoint-{SAVED}").iterdir()),
+        "trained": raised(run.train),
+    }
+
+
+def recovered(out: Path, stage: int, last: bool, **options: Any) -> Any:
+    """The documented ways to whole weights while the trainer is there, and what comes of going on with its engine."""
+    from mainspring.integrations.deepspeed import load_state_dict_from_zero_checkpoint
+    from mainspring.trainer_utils import get_last_checkpoint
+
+    trainer = first_run(out, **divided(stage, **options))
+    own = masters(trainer)
+    if last:
+        checkpoint_dir = get_last_checkpoint(trainer.args.output_dir)
+        fp32_model = load_state_dict_from_zero_checkpoint(trainer.model, checkpoint_dir)
+    else:
+        checkpoint_dir = os.path.join(trainer.args.output_dir, "checkpoint-final")
+        trainer.deepspeed.save_checkpoint(checkpoint_dir)
+        fp32_model = load_state_dict_from_zero_checkpoint(trainer.model, checkpoint_dir)
+    whole = {name: value.detach().clone() for name, value in fp32_model.named_parameters()}
+    other = tiny_gpt2(width=32).to(next(fp32_model.parameters()).dtype)
+    other.load_state_dict(fp32_model.state_dict())
+    ids = torch.arange(8)[None] + 3
+    return {
+        "engine": type(trainer.deepspeed).__name__,
+        "same": same(whole, {name: value.to(whole[name].dtype) for name, value in own.items()}),
+        "computes": torch.equal(fp32_model.eval()(ids).logits, other.eval()(ids).logits),
+        "trained": raised(trainer.train),
+        "evaluated": raised(trainer.evaluate),
+    }
+
+
+def filled(out: Path, stage: int) -> Any:
+    """What is said to a run that goes on with weights from elsewhere, in the middle of training and after it."""
+
+    class Fills(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 1:
+                kwargs["model"].load_state_dict(tiny_gpt2(width=32).state_dict())
+
+    run = trainer(out / "in", callbacks=[Fills()], **divided(stage))
+    inside = raised(run.train)
+    dist.barrier()
+    run = first_run(out, **divided(stage))
+    run.deepspeed.load_checkpoint(str(out / f"checkpoint-{SAVED}"))
+    loaded = raised(run.train)
+    run.model.load_state_dict(tiny_gpt2(width=32).state_dict())
+    return {"inside": inside, "loaded": loaded, "after": raised(run.train), "evaluated": raised(run.evaluate)}
+
+
+def not_universal(out: Path, source: int, stage: int) -> Any:
+    """Losses of a run that asks for a universal checkpoint of one that is none, and what is said of it."""
+    run = first_run(out / "source", **divided(source))
+    with Warnings() as heard:
+        asks = {"checkpoint": {"load_universal": True}}
+        again = goes_on(out / "on", out / "source", **divided(stage, sections=asks))
+    return {"losses": logged(run), "again": logged(again), "heard": heard.texts}
+
+
+def with_adapters() -> Any:
+    """A model of which a hundredth is trained."""
+    import peft
+
+    torch.manual_seed(3)
+    settings = peft.LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM")
+    return peft.get_peft_model(tiny_gpt2(dropout=0.1, width=64), settings)
+
+
+def adapters(out: Path, stage: int, **options: Any) -> Any:
+    """A run of adapters, what it leaves with and without the frozen weights, and what goes on from it."""
+    run = first_run(out, with_adapters(), **divided(stage, **options))
+    run.deepspeed.save_checkpoint(str(out / "with_frozen"))
+    again = goes_on(out / "again", out, with_adapters(), **divided(stage, **options))
+    other = goes_on(out / "other", out, with_adapters(), **divided(5 - stage, **options))
+    folder = out / "checkpoint-4"
+    return {
+        **facts(run),
+        "losses": logged(run),
+        "again": logged(again),
+        "other": logged(other),
+        "same": same(masters(run), masters(again)),
+        "files": sorted(path.name for path in folder.iterdir()),
+        "without": _weight(folder),
+        "with": _weight(out / "with_frozen"),
+        "damage": verify(folder),
+    }
+
+
+def _weight(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("global_step*/*"))
+
+
 def universal(folder: Path) -> None:
     """Make a universal checkpoint of one, as documented; one process does."""
     if RANK == 0:
@@ -393,6 +473,17 @@ OTHERS: Mapping[str, dict[str, Any]] = {
     "fsdp": {"fsdp": "full_shard", "fsdp_config": {"version": 2, "min_num_params": 1}},
 }
 DIVIDED = (1, 2, 3)
+BEST: Sequence[tuple[str, Mapping[str, Any], Mapping[str, Any]]] = (
+    ("2", {}, {}),
+    ("2_only_the_model", {}, {"save_only_model": True}),
+    ("2_in_the_background", {}, {"save_in_background": True}),
+    ("3", {}, {}),
+    ("3_whole", GATHERS, {}),
+    ("3_only_the_model", GATHERS, {"save_only_model": True}),
+    ("3_in_the_background", {}, {"save_in_background": True, "bf16": True}),
+)
+HAS_PEFT = importlib.util.find_spec("peft") is not None
+ADAPTERS: Mapping[str, Mapping[str, Any]] = {"2": {}, "3": {}, "3_whole": GATHERS} if HAS_PEFT else {}
 
 
 def asked(shared: Path) -> Mapping[str, Ask]:
@@ -426,6 +517,26 @@ def asked(shared: Path) -> Mapping[str, Ask]:
             for half in (False, True)
         },
         **{f"by_hand{stage}": partial(by_hand, stage=stage) for stage in DIVIDED},
+        **{
+            f"best_{name}": partial(best, stage=int(name[0]), sections={"zero_optimization": {**whole}}, **options)
+            for name, whole, options in BEST
+        },
+        **{
+            f"recovered{stage}_{'last' if last else 'by_hand'}{'_bf16' if half else ''}": partial(
+                recovered, stage=stage, last=last, bf16=half
+            )
+            for stage, half in ((2, False), (2, True), (3, False), (3, True))
+            for last in (True, False)
+        },
+        **{f"filled{stage}": partial(filled, stage=stage) for stage in (0, 1, 2)},
+        **{
+            f"not_universal{source}_{stage}": partial(not_universal, source=source, stage=stage)
+            for source, stage in ((2, 2), (3, 3), (2, 3))
+        },
+        **{
+            f"adapters{name}": partial(adapters, stage=int(name[0]), sections={"zero_optimization": {**whole}})
+            for name, whole in ADAPTERS.items()
+        },
         **{
             f"saved{stage}_{'whole' if gathers else 'pieces'}_{'bf16' if half else 'fp32'}": partial(
                 saved, stage=stage, gathers=gathers, half=half
@@ -467,7 +578,5 @@ ASKED: Mapping[str, Callable[[Path], Mapping[str, Ask]]] = {
     "four": asked_of_others,
     "offloaded": asked_of_offloaded,
     "nvme": asked_of_nvme,
-    "killed": lambda folder: {"killed": lambda _: killed(folder)},
-    "after_kill": lambda folder: {"goes_on": lambda _: after_kill(folder)},
 }
 """By the kind of work."""

@@ -36,7 +36,7 @@ def compile_nothing() -> None:
 
 def world_size() -> int:
     """Processes of this launch."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or "1")
 
 
 def config(stage: int, **sections: Any) -> dict[str, Any]:

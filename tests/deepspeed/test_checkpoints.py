@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.deepspeed.checkpoints import BEST, HAS_PEFT
 from tests.deepspeed.read import found
-from tests.distributed.launch import torchrun
 
 pytestmark = [pytest.mark.deepspeed, pytest.mark.distributed, pytest.mark.slow]
 
@@ -129,12 +129,35 @@ def test_deepspeeds_own_save_and_load_work(stage: int, checkpoints: Path) -> Non
     assert facts["same"]
 
 
-def test_a_killed_save_leaves_the_checkpoint_before_it(tmp_path: Path) -> None:
-    """SIGKILL of a process while it writes its pieces: the run goes on from what was whole, and ends as if nothing had been."""
-    with pytest.raises(AssertionError, match="SIGKILL|Signal 9"):
-        torchrun("tests.deepspeed.worker_checkpoints", str(tmp_path), "killed", timeout=120)
-    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
-    torchrun("tests.deepspeed.worker_checkpoints", str(tmp_path), "after_kill", timeout=120)
-    facts = found(tmp_path, "goes_on", "after_kill")
-    assert facts["again"] == facts["whole"]
-    assert facts["left"] == ["checkpoint-2", "checkpoint-4"]
+@pytest.mark.parametrize("name", [name for name, *_ in BEST])
+def test_the_best_model_is_kept_and_loaded(name: str, checkpoints: Path) -> None:
+    """Although it is not the last, and `save_total_limit` leaves one; training then goes on from it."""
+    for rank in range(2):
+        facts = found(checkpoints, f"best_{name}", WORK, rank)
+        assert (facts["at"], facts["left"]) == (2, ["checkpoint-2"])
+        assert facts["after"] == facts["best"] == facts["evaluated"][0] > facts["evaluated"][1]
+        assert facts["trained"] == "nothing"
+    assert ("latest" in facts["files"]) == ("only" not in name)
+    assert ("model.safetensors" in facts["files"]) == (name not in ("3", "3_in_the_background"))
+
+
+@pytest.mark.parametrize(("source", "stage"), [(2, 2), (3, 3), (2, 3)])
+def test_a_checkpoint_that_is_not_universal_is_said_to_be_none(source: int, stage: int, checkpoints: Path) -> None:
+    """It is read as any other, bit for bit; DeepSpeed would not say so."""
+    facts = found(checkpoints, f"not_universal{source}_{stage}", WORK)
+    assert facts["again"] == facts["losses"]
+    (said,) = [text for text in facts["heard"] if "load_universal: " in text]
+    assert "checkpoint-2 has no latest_universal, and its own pieces are read" in said
+
+
+@pytest.mark.skipif(not HAS_PEFT, reason="needs peft")
+@pytest.mark.parametrize("name", ["2", "3", "3_whole"])
+def test_adapters_leave_small_checkpoints(name: str, checkpoints: Path) -> None:
+    """Without what is frozen; a run goes on from them bit for bit, at another stage too."""
+    facts = found(checkpoints, f"adapters{name}", WORK)
+    assert (facts["wrapper"], facts["stage"], facts["damage"]) == ("DeepSpeedEngine", int(name[0]), [])
+    assert {"adapter_config.json", "global_step4"} <= set(facts["files"])
+    assert ("adapter_model.safetensors" in facts["files"]) == (name != "3"), "in pieces, unless whole weights are kept"
+    assert facts["without"] < facts["with"] / 2
+    assert facts["again"] == facts["other"] == facts["losses"]
+    assert facts["same"]

@@ -100,9 +100,8 @@ def _goes_on_elsewhere(facts: dict[str, Any], half: bool) -> None:
 
 
 @pytest.fixture(scope="module")
-def offloaded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def offloaded(tmp_path_factory: pytest.TempPathFactory, cpu_adam: None) -> Path:
     """What two processes found out with DeepSpeed's Adam for the host, which is compiled once."""
-    pytest.importorskip("deepspeed")
     out = tmp_path_factory.mktemp("offloaded")
     torchrun("tests.deepspeed.worker_checkpoints", str(out), "offloaded")
     return out
@@ -116,9 +115,8 @@ def test_an_optimizer_on_the_host_goes_on(stage: int, half: bool, offloaded: Pat
 
 
 @pytest.fixture(scope="module")
-def on_disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def on_disk(tmp_path_factory: pytest.TempPathFactory, cpu_adam: None, async_io: None) -> Path:
     """What two processes found out with an optimizer on a disk."""
-    pytest.importorskip("deepspeed")
     out = tmp_path_factory.mktemp("nvme")
     torchrun("tests.deepspeed.worker_checkpoints", str(out), "nvme")
     return out

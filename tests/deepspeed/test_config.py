@@ -570,7 +570,7 @@ def test_every_value_is_shown_with_its_source(tmp_path: Path) -> None:
     out = io.StringIO()
     args.explain(file=out)
     rows = {line.split()[0]: " ".join(line.split()[1:]) for line in out.getvalue().splitlines() if line.strip()}
-    assert rows["zero_optimization.stage"] == f"2 deepspeed (keyword, read from {file})"
+    assert rows["zero_optimization.stage"] == f"2 deepspeed ({file})"
     assert rows["scheduler.params.warmup_max_lr"] == "0.0003 learning_rate (keyword)"
     assert rows["scheduler.params.total_num_steps"] == "'auto' the updates of the run"
     assert rows["bf16.enabled"] == "True bf16 or bf16_full_eval (keyword)"
@@ -598,6 +598,16 @@ NOTICED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
         "optim='sgd': has no effect, because the DeepSpeed configuration has a section",
     ),
     (BLOCKS["WarmupLR auto"][0], {"lr_scheduler_type": "cosine"}, "lr_scheduler_type='cosine': has no effect"),
+    (
+        {"activation_checkpointing": {"partition_activations": True}},
+        {},
+        "deepspeed activation_checkpointing={'partition_activations': True}: has no effect in models that do not call",
+    ),
+    (
+        {"zero_optimization": {"stage": 2}},
+        {"accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": True}}},
+        "accelerator_config={'gradient_accumulation_kwargs': {'sync_each_batch': True}}: has no effect: DeepSpeed sums",
+    ),
 ]
 
 

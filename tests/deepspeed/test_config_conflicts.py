@@ -179,6 +179,12 @@ CONFLICTS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         {},
         "deepspeed zero_optimization._note='x': there is no such key in zero_optimization",
     ),
+    "aio where older texts have it": (
+        zero(3, aio={"block_size": 5}),
+        {},
+        "there is no such key in zero_optimization, and it would do nothing; write aio at the top, beside zero_optimization",
+    ),
+    "an older key of aio": ({"aio": {"thread_count": 1}}, {}, "it would do nothing; write aio.intra_op_parallelism"),
     "a key of aio misspelt": ({"aio": {"block_siz": 5}}, {}, "deepspeed aio.block_siz=5: there is no such key in aio"),
     "a key in another place": (
         {"gradient_accumulation_dtype": "fp32"},
@@ -283,6 +289,12 @@ def test_everything_is_said_at_once() -> None:
         "train_micro_batch_size_per_gpu": 1,
     }
     lines = refusal(config, {"optimizer_in_backward": True})
+    both = [line for line in lines if "the options say" in line]
+    assert [line.split(";")[0] for line in both] == [
+        "deepspeed train_micro_batch_size_per_gpu=1: the options say 8 (per_device_train_batch_size)",
+        "deepspeed gradient_clipping=3: the options say 1.0 (max_grad_norm)",
+        "deepspeed optimizer.params.lr=1: the options say 5e-05 (learning_rate)",
+    ]
     assert [line.partition("=")[0] for line in lines] == [
         "deepspeed train_micro_batch_size_per_gpu",
         "deepspeed gradient_clipping",

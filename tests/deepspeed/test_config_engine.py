@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from mainspring import Trainer, TrainingArguments
+from tests.deepspeed.read import alone
 from tests.helpers import data, models
 
 pytest.importorskip("deepspeed")
@@ -73,6 +74,11 @@ def test_the_trainer_explains_what_training_would_begin_with(facts: dict[str, An
     assert rows["gradient_clipping"] == "0.25 max_grad_norm (keyword)"
     assert rows["scheduler.params.warmup_max_lr"] == "5e-05 learning_rate (default)"
     assert "'auto'" not in final
+
+
+def test_a_batch_of_12_in_micro_batches_of_4_is_three_of_them(facts: dict[str, Any]) -> None:
+    assert (facts["batch"]["sizes"], facts["batch"]["clipping"]) == ([12, 4, 3], 1.0)
+    assert facts["batch"]["losses"] == pytest.approx(alone(per_device_train_batch_size=12)["loss"], rel=5e-5)
 
 
 def test_options_that_change_later_reach_the_configuration(facts: dict[str, Any]) -> None:

@@ -145,7 +145,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize(("config", "options"), itertools.product(CONFIGS, OPTIONS))
+@pytest.mark.parametrize(("config", "options"), [*itertools.product(CONFIGS, OPTIONS)])
 def test_the_reference_fills_in_the_same(config: str, options: str) -> None:
     check_same(CONFIGS[config], OPTIONS[options])
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from mainspring.arguments.deepspeed import DeepSpeedSettings
+from mainspring.arguments.deepspeed.shown import shown
 from mainspring.engines.deepspeed import limits
 from mainspring.engines.deepspeed.gradients import forget_gradients
 from mainspring.engines.deepspeed.limits import check_evaluation, refuse_without_training
@@ -134,3 +135,35 @@ def test_nothing_found_is_an_error() -> None:
     )
     with pytest.raises(CheckpointError, match="found no checkpoint of its own"):
         load(engine, nn.Linear(1, 1), "checkpoint-1")
+
+
+class TwoSets(torch.optim.SGD):
+    """Trains with other weights than it evaluates with."""
+
+    def eval(self) -> None:
+        """Put the others in."""
+
+
+def test_optimizers_with_two_sets_of_weights_are_refused() -> None:
+    """Whether an optimizer is passed or its class; any other is not."""
+    made = TwoSets([nn.Parameter(torch.ones(1))], lr=1.0)
+    for given in (made, (TwoSets, {"lr": 1.0})):
+        with pytest.raises(OptionError, match="optimizers='TwoSets': it trains with other weights"):
+            limits.check_given(_settings(), given, None)
+    limits.check_given(_settings(), (torch.optim.SGD, {"lr": 1.0}), None)
+
+
+@pytest.mark.parametrize(
+    ("stage", "given", "shows"), [(0, {}, False), (2, {}, True), (2, {"optimizer": {"type": "AdamW"}}, False)]
+)
+def test_optimizers_that_deepspeed_has_not_tried_are_allowed_and_shown(
+    stage: int, given: dict[str, Any], shows: bool
+) -> None:
+    """Where ZeRO divides the states of one that DeepSpeed does not make; what the user said stays."""
+    rows = {row.path: row for row in shown(_settings(zero_optimization={"stage": stage}, **given))}
+    assert ("zero_allow_untested_optimizer" in rows) == shows
+    if shows:
+        row = rows["zero_allow_untested_optimizer"]
+        assert (row.value, row.source) == (True, "the optimizer is not in the configuration")
+    forbidden = _settings(zero_optimization={"stage": stage}, zero_allow_untested_optimizer=False)
+    assert {row.path: row.value for row in shown(forbidden)}["zero_allow_untested_optimizer"] is False

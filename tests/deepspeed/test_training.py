@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.deepspeed.cases import ALL, CASES, HALF, KEPT, MADE, MATRIX, SCHEDULES
 from tests.deepspeed.parity import PARITY
@@ -95,6 +96,43 @@ def test_their_other_schedules_run(name: str, rates: list[float], trained: Path)
     assert found(trained, f"schedule_{name}")["learning_rate"] == pytest.approx(rates, rel=1e-3)
 
 
+BY_HAND: dict[str, dict[str, Any]] = {
+    "WarmupLR": {"warmup_min_lr": 0, "warmup_max_lr": 1e-2, "warmup_num_steps": 2, "warmup_type": "linear"},
+    "WarmupLR_log": {"warmup_min_lr": 0, "warmup_max_lr": 1e-2, "warmup_num_steps": 2},
+    "WarmupDecayLR": {
+        "total_num_steps": STEPS,
+        "warmup_min_lr": 0,
+        "warmup_max_lr": 1e-2,
+        "warmup_num_steps": 2,
+        "warmup_type": "linear",
+    },
+    "WarmupCosineLR": {"total_num_steps": STEPS, "warmup_num_steps": 2},
+    "OneCycle": {"cycle_min_lr": 1e-3, "cycle_max_lr": 1e-2, "cycle_first_step_size": 2},
+    "LRRangeTest": {"lr_range_test_min_lr": 1e-3, "lr_range_test_step_size": 2},
+}
+"""What the settings that are left to the options come to."""
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_their_schedules_have_the_rates_of_their_own_classes(name: str, trained: Path) -> None:
+    """Which are run by hand beside an optimizer that does nothing."""
+    schedules = pytest.importorskip("deepspeed.runtime.lr_schedules")
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))], lr=1e-2)
+    schedule = getattr(schedules, name.partition("_")[0])(optimizer, **BY_HAND[name])
+    rates = []
+    for _ in range(STEPS):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert found(trained, f"schedule_{name}")["learning_rate"] == pytest.approx(rates, rel=1e-9)
+
+
+def test_a_warm_up_by_the_logarithm_is_no_constant_with_warm_up(trained: Path) -> None:
+    """WarmupLR's own default: only with warmup_type 'linear' are the two alike."""
+    linear = alone(lr_scheduler_type="constant_with_warmup")["learning_rate"]
+    assert found(trained, "schedule_WarmupLR_log")["learning_rate"] != pytest.approx(late(linear), rel=1e-2)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_options_act_as_in_one_process(name: str, trained: Path) -> None:
     """Accumulation, clipping, smoothing, recomputing, optimizers, groups and schedules of ours, at every stage."""
@@ -154,6 +192,14 @@ def test_checkpoints_hold_what_deepspeed_writes(name: str, trained: Path) -> Non
 def test_checkpoints_of_stage_3_hold_whole_weights_where_asked(name: str, trained: Path) -> None:
     """Beside the pieces, by `stage3_gather_16bit_weights_on_model_save`."""
     assert {"model.safetensors", "global_step2"} <= set(found(trained, name)["files"])
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", PARITY)
+def test_scripts_read_what_they_read_with_the_reference(name: str, trained: Path, reference: Path) -> None:
+    """Accelerator, plugin, configuration and engine, before and after training."""
+    expected, actual = found(reference, name, "reference"), found(trained, f"parity_{name}")
+    assert actual["read"] == expected["read"]
 
 
 @pytest.mark.parity

@@ -34,5 +34,5 @@ def main(folder: Path, work: str, names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    faulthandler.dump_traceback_later(400, exit=True)
+    faulthandler.dump_traceback_later(550, exit=True)
     main(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])

@@ -74,6 +74,24 @@ def facts(folder: Path) -> dict[str, Any]:
     }
 
 
+def batch(folder: Path) -> dict[str, Any]:
+    """Train with the guide's batch of 12 in micro-batches of 4, of which one process accumulates three."""
+    from tests.deepspeed.guide import as_it_stands
+    from tests.deepspeed.runs import config, logged, trainer
+
+    way = {
+        **config(2),
+        **as_it_stands("batch.json"),
+        **as_it_stands("accumulation.json"),
+        **as_it_stands("clipping.json"),
+    }
+    run = trainer(folder, deepspeed=way, per_device_train_batch_size=4, gradient_accumulation_steps=3)
+    run.train()
+    engine = run.deepspeed
+    sizes = [engine.train_batch_size(), engine.train_micro_batch_size_per_gpu(), engine.gradient_accumulation_steps()]
+    return {"sizes": sizes, "clipping": engine.gradient_clipping(), "losses": logged(run)}
+
+
 if __name__ == "__main__":
     from tests.deepspeed.runs import compile_nothing
 
@@ -82,4 +100,4 @@ if __name__ == "__main__":
     place = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
     os.environ.update({name: os.environ.get(name, value) for name, value in place.items()})
     results = Path(sys.argv[1])
-    (results / "facts.json").write_text(json.dumps(facts(results)))
+    (results / "facts.json").write_text(json.dumps({**facts(results), "batch": batch(results / "batch")}))
