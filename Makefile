@@ -2,6 +2,7 @@
 #
 #   make quickstart   train a real model on real data, evaluate it, show what it learned
 #   make test         the whole test suite                make test-fast   without slow and multi-process tests
+#   make test-nvme    what training keeps on a disk: compiles minutes of C++ first, so that no other target does it
 #   make check        ruff, mypy --strict, import-linter, generated pages
 #   make bench        what options, checkpoints, evaluation, ragged data, the data's random numbers, the loop and
 #                     several processes cost
@@ -17,8 +18,11 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet -c constraints.txt
 
+# DeepSpeed compiles an operation when it is first used, rather than all of them while it is installed.
+export DS_BUILD_OPS := 0
+
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-fast check format bench docs clean
+.PHONY: help quickstart test test-fast test-nvme check format bench docs clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -28,10 +32,13 @@ quickstart: $(VENV)/.examples
 	$(BIN)/python examples/quickstart.py
 
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist=worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist=loadfile --no-loadscope-reorder
 
 test-fast: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist=worksteal -m "not slow and not distributed"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist=loadfile --no-loadscope-reorder -m "not slow and not distributed"
+
+test-nvme: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nvme -m nvme
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-# Needs a compiler and CUDA to be of use: installed by those who ask for it.
-NOT_PINNED = {"deepspeed", "mainspring"}
+NOT_PINNED = {"mainspring"}
 
 
 def names_of_requirements() -> set[str]:
