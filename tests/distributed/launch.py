@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+import runpy
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+
+from torch import distributed as dist
+
+from tests.helpers import ranks
 
 ROOT = Path(__file__).resolve().parents[2]
 PROCESSES = 2
@@ -36,6 +42,27 @@ def torchrun(module: str, *arguments: str, processes: int = PROCESSES, timeout: 
         check=False,
     )
     assert done.returncode == 0, f"{module} failed under torchrun:\n{done.stdout[-6000:]}"
+
+
+def forked(module: str, *arguments: str, processes: int = PROCESSES, timeout: float = 600.0) -> None:
+    """Run `module` as `torchrun` does, in processes that need not import everything anew, which is most of the time of a launch.
+
+    What depends on being started by torchrun, or on what an import does, is for `torchrun`. Arguments and errors are those
+    of it.
+    """
+    with tempfile.TemporaryDirectory() as printed:
+        ends = ranks.run(Path(printed), _run_module, module, arguments, environment(), ranks=processes, timeout=timeout)
+    for rank, ended in enumerate(ends):
+        assert ended.status == 0, f"rank {rank} of {module} failed:\n{ended.text[-6000:]}"
+
+
+def _run_module(module: str, arguments: tuple[str, ...], variables: dict[str, str]) -> None:
+    os.environ.update(variables)
+    os.chdir(ROOT)
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    if dist.is_initialized():
+        ranks.leave()
 
 
 def one_process_per_machine(module: str, *arguments: str, machines: int = PROCESSES, timeout: float = 600.0) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.distributed.launch import PROCESSES, torchrun
+from tests.distributed.launch import PROCESSES, forked
 from tests.distributed.worker_averages import ENGINES
 from tests.helpers.runs import same
 
@@ -22,7 +22,7 @@ WRAPPERS = {"ddp": "DistributedDataParallel", "fsdp": "FSDPGPT2LMHeadModel", "of
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The results of one launch."""
     out = tmp_path_factory.mktemp("averages")
-    torchrun("tests.distributed.worker_averages", str(out))
+    forked("tests.distributed.worker_averages", str(out))
     return out
 
 

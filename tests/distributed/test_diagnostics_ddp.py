@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.distributed.launch import PROCESSES, torchrun
+from tests.distributed.launch import PROCESSES, forked
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each process wrote."""
     out = tmp_path_factory.mktemp("diagnostics")
-    torchrun("tests.distributed.worker_diagnostics", str(out))
+    forked("tests.distributed.worker_diagnostics", str(out))
     return [json.loads((out / f"rank{rank}.json").read_text()) for rank in range(PROCESSES)]
 
 

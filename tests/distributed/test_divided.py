@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from mainspring.arguments.parallel_sizes import ParallelSizes
 from tests.distributed import divided_models as models
 from tests.distributed.divided_models import BATCH, ON_FOUR, ON_TWO, WRITERS, Run, numbers, trainer
-from tests.distributed.launch import torchrun
+from tests.distributed.launch import forked
 from tests.distributed.worker_divided import texts
 from tests.helpers.data import IGNORED
 
@@ -24,7 +24,7 @@ Results = list[dict[str, Any]]
 
 
 def _launch(out: Path, processes: int) -> Results:
-    torchrun("tests.distributed.worker_divided", str(out), processes=processes)
+    forked("tests.distributed.worker_divided", str(out), processes=processes)
     return [torch.load(out / f"rank{rank}.pt", weights_only=False) for rank in range(processes)]
 
 

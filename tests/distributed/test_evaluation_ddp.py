@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.distributed import worker_evaluation
-from tests.distributed.launch import PROCESSES, torchrun
+from tests.distributed.launch import PROCESSES, forked
 from tests.distributed.worker_evaluation import CASES, ROWS
 from tests.helpers.sides import SUBJECT
 
@@ -23,7 +23,7 @@ pytestmark = [
 def shared(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """The metrics of each rank."""
     out = tmp_path_factory.mktemp("evaluation")
-    torchrun("tests.distributed.worker_evaluation", str(out), timeout=180)
+    forked("tests.distributed.worker_evaluation", str(out), timeout=180)
     return [json.loads((out / f"evaluation-rank{rank}.json").read_text()) for rank in range(PROCESSES)]
 
 

@@ -14,7 +14,7 @@ from tests.helpers.sides import SUBJECT
 pytest.importorskip("torchmetrics")
 
 from tests.distributed import worker_evaluation_forms
-from tests.distributed.launch import PROCESSES, torchrun
+from tests.distributed.launch import PROCESSES, forked
 from tests.distributed.worker_evaluation_forms import METRICS, SIZES
 
 pytestmark = [
@@ -29,7 +29,7 @@ Found = dict[str, Any]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("forms")
-    torchrun("tests.distributed.worker_evaluation_forms", str(out), timeout=240)
+    forked("tests.distributed.worker_evaluation_forms", str(out), timeout=240)
     return out
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.distributed.launch import PROCESSES, torchrun
+from tests.distributed.launch import PROCESSES, forked
 from tests.distributed.worker_fitting import TOGETHER, alone
 from tests.helpers.sides import SUBJECT
 
@@ -26,7 +26,7 @@ Find = Callable[..., Any]
 def find(tmp_path_factory: pytest.TempPathFactory) -> Find:
     """`find(case, rank=0)`: what a process found in a case. One launch for all tests."""
     out: Path = tmp_path_factory.mktemp("fitting")
-    torchrun("tests.distributed.worker_fitting", str(out), timeout=300)
+    forked("tests.distributed.worker_fitting", str(out), timeout=300)
 
     def load(case: str, rank: int = 0) -> Any:
         return torch.load(out / f"{case}-rank{rank}.pt", weights_only=False)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.distributed.launch import PROCESSES, torchrun
+from tests.distributed.launch import PROCESSES, forked
 from tests.distributed.worker_loaders import CASES, EVALUATED, FAILING, STOPS
 from tests.helpers.sides import SUBJECT
 
@@ -25,7 +25,7 @@ Found = list[dict[str, Any]]
 def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     """What each process saw in each case."""
     out = tmp_path_factory.mktemp("loaders")
-    torchrun("tests.distributed.worker_loaders", str(out))
+    forked("tests.distributed.worker_loaders", str(out))
     return [json.loads((out / f"loaders-rank{rank}.json").read_text()) for rank in range(PROCESSES)]
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from tests.distributed.launch import PROCESSES, torchrun
+from tests.distributed.launch import PROCESSES, forked
 from tests.distributed.worker_ragged_loaders import ORDERS, PLAIN, STOPS, texts, train
 from tests.helpers.sides import SUBJECT
 
@@ -38,7 +38,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     alone = {name: train(out / "alone" / name, **options) for name, options in ORDERS.items()}
     packed = {**PLAIN, **ORDERS["packed"], "per_device_train_batch_size": 2}
     alone["plain"] = train(out / "plain alone", dropout=0.0, **packed)
-    torchrun("tests.distributed.worker_ragged_loaders", str(out))
+    forked("tests.distributed.worker_ragged_loaders", str(out))
     return Runs(out, alone, [torch.load(out / f"ragged-rank{rank}.pt", weights_only=True) for rank in range(PROCESSES)])
 
 

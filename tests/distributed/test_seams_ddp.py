@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.contract.seam_probes import PROBES, Probe
-from tests.distributed.launch import PROCESSES, torchrun
+from tests.distributed.launch import PROCESSES, forked
 from tests.helpers.sides import SUBJECT
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each process wrote down; one launch serves all tests."""
     out = tmp_path_factory.mktemp("seams")
-    torchrun("tests.distributed.worker_seams", str(out))
+    forked("tests.distributed.worker_seams", str(out))
     return [json.loads((out / f"rank{rank}.json").read_text()) for rank in range(PROCESSES)]
 
 

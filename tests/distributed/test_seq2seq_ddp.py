@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.distributed import worker_seq2seq
-from tests.distributed.launch import PROCESSES, torchrun
+from tests.distributed.launch import PROCESSES, forked
 from tests.distributed.worker_seq2seq import ROWS
 from tests.helpers.sides import SUBJECT
 
@@ -23,7 +23,7 @@ pytestmark = [
 def shared(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each rank was given."""
     out = tmp_path_factory.mktemp("seq2seq")
-    torchrun("tests.distributed.worker_seq2seq", str(out), timeout=180)
+    forked("tests.distributed.worker_seq2seq", str(out), timeout=180)
     return [json.loads((out / f"seq2seq-rank{rank}.json").read_text()) for rank in range(PROCESSES)]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import functools
 import tempfile
 from pathlib import Path
@@ -12,17 +11,20 @@ import torch
 
 from tests.distributed import worker_worlds
 from tests.distributed.launch import torchrun
+from tests.helpers.once import once
 
 SEVERAL = (2, 4)
+results = Path()
+"""Where the launches of a test run leave what they found; a fixture says so."""
 
 
 @functools.cache
 def found(world: int) -> list[dict[str, Any]]:
     """What each process of a world found."""
-    folder = tempfile.TemporaryDirectory()
-    atexit.register(folder.cleanup)
-    out = Path(folder.name)
     if world == 1:
-        return [worker_worlds.collect(out, 1)]
-    torchrun("tests.distributed.worker_worlds", str(out), processes=world)
+        with tempfile.TemporaryDirectory() as folder:
+            return [worker_worlds.collect(Path(folder), 1)]
+    out = once(
+        results, f"world-{world}", lambda out: torchrun("tests.distributed.worker_worlds", str(out), processes=world)
+    )
     return [torch.load(out / f"rank{rank}.pt", weights_only=True) for rank in range(world)]

@@ -106,6 +106,12 @@ class Scenario:
     width: int = 32
     callbacks: Sequence[Callable[[], TrainerCallback]] = (partial(EarlyStoppingCallback, 4),)
 
+    def run(self, folder: Path, *watching: TrainerCallback) -> None:
+        """Train to the end, going on from whatever lies in the folder, and write the outcome beside it."""
+        trainer = build(self, folder, *watching)
+        trainer.train(resume_from_checkpoint="auto")
+        folder.with_suffix(".json").write_text(json.dumps(outcome(trainer)))
+
 
 COMMON = {
     "per_device_train_batch_size": 4,
@@ -188,10 +194,8 @@ def outcome(trainer: Trainer) -> dict[str, Any]:
 
 
 def run(scenario: Scenario, folder: Path, *watching: TrainerCallback) -> None:
-    """Train to the end, going on from whatever lies in the folder, and write the outcome beside it."""
-    trainer = build(scenario, folder, *watching)
-    trainer.train(resume_from_checkpoint="auto")
-    folder.with_suffix(".json").write_text(json.dumps(outcome(trainer)))
+    """Do the run of a scenario."""
+    scenario.run(folder, *watching)
 
 
 class AsksToStop(TrainerCallback):
