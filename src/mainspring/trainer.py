@@ -602,6 +602,7 @@ class Trainer(Inspection, OlderNames):
         self._engine: SingleProcess = build_engine(self.accelerator, self._engine_options())
         self._engine.exact_rows = self._own.cut_filling
         self._engine.measures_norms = self._own.norms_of_engine
+        self._engine.mends_gradients = self._own.gradients_of_engine
         self._engine.sync_each_batch = bool((self._settings.gradient_accumulation_kwargs or {}).get("sync_each_batch"))
         disks = ckpt.DiskPerMachine if self.args.save_on_each_node else ckpt.OneDisk
         self._disk: ckpt.Disk = disks(self._engine, self.args.should_save)
@@ -644,6 +645,7 @@ class Trainer(Inspection, OlderNames):
         from mainspring.engines.loaded import agreed_sizes
 
         args = self.args
+        deepspeed, sizes = deepspeed_settings(args), parallel_sizes(args)
         ddp = WrapOptions(
             find_unused_parameters=args.ddp_find_unused_parameters,
             bucket_cap_mb=args.ddp_bucket_cap_mb,
@@ -656,8 +658,10 @@ class Trainer(Inspection, OlderNames):
         return EngineOptions(
             ddp=ddp,
             fsdp=fsdp_settings(args),
-            parallelism=agreed_sizes(parallel_sizes(args), self.model),
-            deepspeed=deepspeed_settings(args),
+            parallelism=agreed_sizes(
+                sizes if deepspeed is None else deepspeed.sizes(sizes, args.world_size), self.model
+            ),
+            deepspeed=deepspeed,
             devices=1 if len(models.devices_of_map(self.model)) > 1 else max(1, args.n_gpu),
             compiles=bool(args.torch_compile),
             packs=self._packs.wanted,
@@ -2465,7 +2469,7 @@ class Trainer(Inspection, OlderNames):
             self._show_evaluation_weights()
         if self._engine.keeps_pieces or (_internal_call and self._engine.saves_shards):
             self._engine.save_shards(self.model, folder)
-            self._save(folder, state_dict={})
+            self._save(folder, state_dict=self._engine.beside_pieces(self.model))
         else:
             state = self._engine.model_state(self.model)
             with self._engine.own_names(self.model):

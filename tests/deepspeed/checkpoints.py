@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import distributed as dist
+from torch import Tensor, distributed as dist
 
 from mainspring import TrainerCallback
 from mainspring.checkpoint import verify
@@ -426,10 +426,18 @@ def with_adapters() -> Any:
     return peft.get_peft_model(tiny_gpt2(dropout=0.1, width=64), settings)
 
 
+def _are_adapters_of(folder: Path, trained: Mapping[str, Tensor]) -> bool:
+    """Whether PEFT finds all adapters of these weights in a folder: on the process that has the weights whole."""
+    saved = load_file(folder / "adapter_model.safetensors")
+    wanted = {name.replace(".default", ""): value for name, value in trained.items() if "lora_" in name}
+    return not trained or (saved.keys() == wanted.keys() and all(torch.equal(saved[n], wanted[n]) for n in saved))
+
+
 def adapters(out: Path, stage: int, **options: Any) -> Any:
     """A run of adapters, what it leaves with and without the frozen weights, and what goes on from it."""
     run = first_run(out, with_adapters(), **divided(stage, **options))
     run.deepspeed.save_checkpoint(str(out / "with_frozen"))
+    trained = weights(run)
     again = goes_on(out / "again", out, with_adapters(), **divided(stage, **options))
     other = goes_on(out / "other", out, with_adapters(), **divided(5 - stage, **options))
     folder = out / "checkpoint-4"
@@ -440,6 +448,7 @@ def adapters(out: Path, stage: int, **options: Any) -> Any:
         "other": logged(other),
         "same": same(masters(run), masters(again)),
         "files": sorted(path.name for path in folder.iterdir()),
+        "adapters_are_the_trained": _are_adapters_of(folder, trained),
         "without": _weight(folder),
         "with": _weight(out / "with_frozen"),
         "damage": verify(folder),

@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor, distributed as dist, nn
 
 from mainspring import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainerCallback, TrainingArguments
+from mainspring.callbacks.ema import EMACallback
+from mainspring.errors import OptionError
 from tests.deepspeed.runs import (
     ADAMW,
     DECAYS,
@@ -52,6 +54,14 @@ def raised(call: Callable[[], Any]) -> str:
     return "nothing"
 
 
+def heard(call: Callable[[], Any]) -> Any:
+    """What a call returns, or what it is refused with."""
+    try:
+        return call()
+    except OptionError as error:
+        return {"said": str(error)}
+
+
 # ---- updates ----
 
 
@@ -85,6 +95,63 @@ def short_updates(out: Path, **options: Any) -> Any:
     return series(run)
 
 
+class FailsOnce(TrainerCallback):
+    """Ends the run inside its second update."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """With an error, once."""
+        self.calls += 1
+        if self.calls == 4:
+            raise InterruptedError("inside an update")
+
+
+def after_an_error(out: Path, **options: Any) -> Any:
+    """Losses of a run after one that an error has ended inside an update."""
+    run = trainer(out, callbacks=[FailsOnce()], gradient_accumulation_steps=4, **options)
+    said = raised(run.train)
+    run.train()
+    return {**series(run), "said": said}
+
+
+class Sometimes(nn.Module):
+    """A regression of which one layer takes part in every second pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.other, self.head = nn.Linear(4, 8), nn.Linear(4, 8), nn.Linear(8, 1)
+        self.passes = 0
+
+    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """The squared error of one number for each row."""
+        self.passes += 1
+        inner = self.first(x) if self.passes % 2 else self.first(x) + self.other(x)
+        found = self.head(inner.relu()).squeeze(-1)
+        return {"loss": nn.functional.mse_loss(found, labels), "logits": found}
+
+
+def without_gradients(out: Path, **options: Any) -> Any:
+    """Losses where a parameter has no gradient in some updates, or in the first pass of each."""
+    rows = [{"x": row["x"].float(), "labels": torch.tensor(row["labels"]).float()} for row in data.points(32)]
+    plain = {} if options else {"ddp_find_unused_parameters": True}
+    found = {}
+    for parts in (1, 2):
+        ways = {
+            "optim": "sgd",
+            "weight_decay": 0.0,
+            "max_grad_norm": 0.0,
+            "gradient_accumulation_steps": parts,
+            **plain,
+        }
+        run = Trainer(Sometimes(), TrainingArguments(str(out), **options_of(**ways), **options), train_dataset=rows)
+        run.train()
+        found[str(parts)] = series(run)
+    return found
+
+
 class Ends(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
     """Texts of which one process has fewer."""
 
@@ -116,6 +183,27 @@ def own_tokens(out: Path, **options: Any) -> Any:
     run = trainer(out, average_tokens_across_devices=False, **options)
     run.train()
     return series(run)
+
+
+def growing_scales(out: Path, **options: Any) -> Any:
+    """Losses in fp16 with a loss scale that stays, and with one that doubles after the second update."""
+    scales = {
+        "stays": {"loss_scale": 256},
+        "grows": {"loss_scale": 0, "initial_scale_power": 8, "loss_scale_window": 1},
+    }
+    ways = {"optim": "sgd", "learning_rate": 0.5, "warmup_steps": 0, "max_grad_norm": 0.75}
+    if "deepspeed" not in options:
+        run = trainer(out, **ways)
+        run.train()
+        return series(run)
+    ways["fp16"] = True
+    found: dict[str, Any] = {}
+    for name, section in scales.items():
+        asked = {**options["deepspeed"], "fp16": {"enabled": "auto", **section}}
+        run = trainer(out / name, **{**options, **ways, "deepspeed": asked})
+        run.train()
+        found[name] = {**series(run), "scale": run.deepspeed.optimizer.loss_scale}
+    return found
 
 
 # ---- what is passed ----
@@ -346,6 +434,14 @@ def after_plain(out: Path) -> Any:
     return found
 
 
+def averages_in_the_end(out: Path, **options: Any) -> Any:
+    """Losses of a second run that begins with the averages of the first; or what is said of it."""
+    run = trainer(out, callbacks=[EMACallback(0.5, load_at_end=True)], **options)
+    run.train()
+    after, said = run.evaluate()["eval_loss"], raised(run.train)
+    return {"after": after, "said": said, **series(run)}
+
+
 # ---- saving ----
 
 
@@ -475,7 +571,18 @@ PROBES: Mapping[str, Probe] = {
     "half_an_update": each_stage(half_an_update, (None, *STAGES)),
     "half_an_update_bf16": each_stage(partial(half_an_update, bf16=True), STAGES),
     "short_updates": each_stage(short_updates, (None, *STAGES)),
+    "after_an_error": each_stage(after_an_error, (None, *STAGES)),
+    "without_gradients": each_stage(without_gradients, (None, *STAGES)),
+    "without_gradients_on_the_host": each_stage(
+        without_gradients,
+        (1, 2, 3),
+        zero_optimization={"offload_optimizer": {"device": "cpu"}},
+        zero_force_ds_cpu_optimizer=False,
+    ),
     "uneven_data": each_stage(uneven_data, (None, *STAGES)),
+    "growing_scales": each_stage(
+        lambda out, **options: heard(partial(growing_scales, out, **options)), (None, *STAGES)
+    ),
     "own_tokens": each_stage(own_tokens, (None, *STAGES)),
     "given_optimizers": each_stage(given_optimizers, (None, *STAGES)),
     "two_of_a_kind": two_of_a_kind,
@@ -487,6 +594,7 @@ PROBES: Mapping[str, Probe] = {
     "generations": each_stage(generations, (None, 2, 3)),
     "half_evaluations": each_stage(half_evaluations, (2, 3)),
     "second_runs": each_stage(second_runs, (None, *STAGES)),
+    "averages_in_the_end": each_stage(averages_in_the_end, (None, 0, 1, 2)),
     "new_models": each_stage(new_models, (None, 2, 3)),
     "after_plain": after_plain,
     "saved_models": saved_models,

@@ -293,7 +293,22 @@ def test_tensor_parallel_sizes_are_passed_on() -> None:
     )
     assert settings is not None
     assert not problems
-    assert settings.config["tensor_parallel"] == {"autotp_size": 2}
+    assert settings.config["tensor_parallel"] == {"autotp_size": 2, "vocab_parallel_lm_head": False}
+
+
+def test_layers_may_be_divided_by_the_configuration_alone() -> None:
+    args = TrainingArguments(
+        "out", deepspeed={**STAGE_2, "tensor_parallel": {"autotp_size": 2}}, per_device_train_batch_size=3
+    )
+    settings, problems = settings_of_options(args)
+    assert settings is not None
+    assert not problems
+    whole, problems = in_world(settings, args, 4)
+    assert not problems
+    assert whole.config["train_batch_size"] == 2 * 3
+    sizes = whole.sizes(None, 4)
+    assert sizes is not None
+    assert (sizes.tp_size, sizes.data_size) == (2, 2)
 
 
 def test_pieces_of_zero_plus_plus_divide_the_processes() -> None:
@@ -525,6 +540,8 @@ def test_processes_that_a_launcher_announces_count_in_what_is_in_force(monkeypat
 
 def test_transformers_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = pytest.importorskip("transformers.integrations.deepspeed")
+    operations = pytest.importorskip("deepspeed.ops").__compatible_ops__
+    monkeypatch.setitem(operations, "deepspeed_shm_comm", False)  # processes join, and nothing is compiled for it
     args = TrainingArguments("out", deepspeed=STAGE_3, bf16=True)
     assert theirs.is_deepspeed_zero3_enabled()
     assert theirs.deepspeed_config() is args.hf_deepspeed_config.config

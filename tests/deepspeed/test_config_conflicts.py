@@ -100,8 +100,23 @@ CONFLICTS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     ),
     "tensor parallel": (
         {"tensor_parallel": {"autotp_size": 2}},
+        {"parallelism_config": {"tp_size": 4}},
+        "deepspeed tensor_parallel.autotp_size=2: the options say 4 (parallelism_config (tp_size))",
+    ),
+    "tensor parallel, half precision without ZeRO": (
+        {"tensor_parallel": {"autotp_size": 2}, "bf16": {"enabled": "auto"}},
+        {"bf16": True},
+        "deepspeed tensor_parallel.autotp_size=2: at stage 0 in half precision, DeepSpeed measures the gradients of each process",
+    ),
+    "tensor parallel, saved in pieces": (
+        {"tensor_parallel": {"autotp_size": 2}, **zero(3)},
         {},
-        "deepspeed tensor_parallel.autotp_size=2: the options say 1 (parallelism_config (tp_size))",
+        "deepspeed zero_optimization.stage3_gather_16bit_weights_on_model_save=False: processes divide the layers",
+    ),
+    "tensor parallel, parts of the vocabulary": (
+        {"tensor_parallel": {"autotp_size": 2, "vocab_parallel_lm_head": True}},
+        {},
+        "deepspeed tensor_parallel.vocab_parallel_lm_head=True: each process would have the logits of a part of the vocabulary",
     ),
     "apex": (
         {"amp": {"enabled": True, "opt_level": "O1"}},
@@ -224,6 +239,51 @@ CONFLICTS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         "deepspeed optimizer.type='AdmW': is no optimizer of DeepSpeed's",
     ),
     "nobody knows": ({"steps_per_print": "auto"}, {}, "deepspeed steps_per_print='auto': no option says what it is"),
+    "a key of checkpoints misspelt": (
+        {"checkpoint": {"load_universl": True}},
+        {},
+        "deepspeed checkpoint.load_universl=True: there is no such key in checkpoint, and it would do nothing; leave it out; did you mean 'load_universal'?",
+    ),
+    "a key of the profiler misspelt": (
+        {"flops_profiler": {"enable": True}},
+        {},
+        "deepspeed flops_profiler.enable=True: there is no such key in flops_profiler",
+    ),
+    "a key of autocast misspelt": (
+        {"torch_autocast": {"enabled": True, "type": "bfloat16"}},
+        {},
+        "deepspeed torch_autocast.type='bfloat16': there is no such key in torch_autocast",
+    ),
+    "a writer of DeepSpeed's": (
+        {"checkpoint": {"writer": {"type": "mock"}}},
+        {},
+        "deepspeed checkpoint.writer={'type': 'mock'}: has DeepSpeed write by itself, and a checkpoint is sealed",
+    ),
+    "a list of parameters": (
+        {"optimizer": {"type": "AdamW", "params": []}},
+        {},
+        "deepspeed optimizer.params=[]: holds no settings; write them in braces",
+    ),
+    "a disk that nobody names": (
+        zero(3, offload_optimizer={"device": "nvme", "nvme_path": "auto"}),
+        {},
+        "deepspeed zero_optimization.offload_optimizer.nvme_path='none': device is 'nvme'; name a folder on that disk",
+    ),
+    "updates of the run": (
+        schedule("WarmupDecayLR", total_num_steps=100, warmup_num_steps="auto"),
+        {"max_steps": 50},
+        "deepspeed scheduler.params.total_num_steps=100: the options say 50 (the updates of the run)",
+    ),
+    "warm-up": (
+        schedule("WarmupLR", warmup_num_steps=7),
+        {"warmup_steps": 5},
+        "deepspeed scheduler.params.warmup_num_steps=7: the options say 5 (warmup_steps)",
+    ),
+    "a share that warms up": (
+        schedule("WarmupLR", warmup_num_steps=7),
+        {"warmup_steps": 0.1, "max_steps": 50},
+        "deepspeed scheduler.params.warmup_num_steps=7: the options say 5 (warmup_steps)",
+    ),
     "elastic": (
         {"elasticity": {"enabled": True}},
         {},
@@ -284,32 +344,62 @@ def test_everything_is_said_at_once() -> None:
     config = {
         **zero(2, overlap_com=True, offload_param={"device": "cpu"}),
         **optimizer(lr=1),
+        **schedule("WarmupDecayLR", total_num_steps=100, warmup_num_steps=7),
         "gradient_clipping": 3,
         "communication_data_type": "bfp16",
         "train_micro_batch_size_per_gpu": 1,
+        "train_batch_size": 12,
     }
-    lines = refusal(config, {"optimizer_in_backward": True})
+    lines = refusal(config, {"optimizer_in_backward": True, "max_steps": 50, "warmup_steps": 5})
     both = [line for line in lines if "the options say" in line]
     assert [line.split(";")[0] for line in both] == [
         "deepspeed train_micro_batch_size_per_gpu=1: the options say 8 (per_device_train_batch_size)",
         "deepspeed gradient_clipping=3: the options say 1.0 (max_grad_norm)",
         "deepspeed optimizer.params.lr=1: the options say 5e-05 (learning_rate)",
+        "deepspeed scheduler.params.total_num_steps=100: the options say 50 (the updates of the run)",
+        "deepspeed scheduler.params.warmup_num_steps=7: the options say 5 (warmup_steps)",
+        "deepspeed train_batch_size=12: the options say 8 (processes x per_device_train_batch_size x gradient_accumulation_steps)",
     ]
     assert [line.partition("=")[0] for line in lines] == [
         "deepspeed train_micro_batch_size_per_gpu",
         "deepspeed gradient_clipping",
         "deepspeed optimizer.params.lr",
+        "deepspeed scheduler.params.total_num_steps",
+        "deepspeed scheduler.params.warmup_num_steps",
         "deepspeed zero_optimization.overlap_com",
         "deepspeed communication_data_type",
         "deepspeed zero_optimization.offload_param.device",
         "optimizer_in_backward",
+        "deepspeed train_batch_size",
     ]
+
+
+def test_processes_that_a_launcher_announces_are_reckoned_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(OptionError, match=r"^deepspeed train_batch_size=12: the options say 32 "):
+        TrainingArguments("out", use_cpu=True, deepspeed={"train_batch_size": 12})
 
 
 def test_what_depends_on_the_processes_is_said_when_they_are_there() -> None:
     args = TrainingArguments("out", use_cpu=True, deepspeed={"train_batch_size": 12})
     with pytest.raises(OptionError, match=r"^deepspeed train_batch_size=12: the options say 8"):
         deepspeed_settings(args)
+
+
+def test_a_schedule_waits_for_the_length_of_the_run() -> None:
+    config = schedule("WarmupDecayLR", total_num_steps=100, warmup_num_steps=7)
+    assert deepspeed_settings(TrainingArguments("out", use_cpu=True, deepspeed=config, warmup_steps=0.1)) is not None
+
+
+@pytest.mark.parametrize("name", ["optimizer", "scheduler", "zero_optimization", "fp16", "data_types", "checkpoint"])
+def test_a_section_that_is_null_is_none(name: str) -> None:
+    """DeepSpeed looks into it."""
+    settings = deepspeed_settings(TrainingArguments("out", use_cpu=True, deepspeed={name: None, "steps_per_print": 5}))
+    assert settings is not None
+    assert name not in settings.config
+    assert not settings.makes_optimizer
+    assert not settings.makes_schedule
 
 
 @pytest.mark.parametrize(

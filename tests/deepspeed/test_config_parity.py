@@ -389,6 +389,24 @@ def test_the_plugin_reads_as_accelerates() -> None:
     )
 
 
+def test_what_is_left_to_a_launcher_that_does_not_say_it() -> None:
+    """The file that Accelerate documents: it fills in what its launcher has words for."""
+    offload = {"device": "auto", "nvme_path": "auto"}
+    zero = {
+        "stage": "auto",
+        "stage3_gather_16bit_weights_on_model_save": "auto",
+        "offload_optimizer": offload,
+        "offload_param": offload,
+    }
+    found = []
+    for arguments in (TrainingArguments, transformers.TrainingArguments):
+        config = copy.deepcopy({"zero_optimization": zero, "train_batch_size": "auto"})
+        args = arguments("out", use_cpu=True, report_to=[], deepspeed=config)
+        found.append(args.hf_deepspeed_config.config["zero_optimization"])
+    assert found[0] == found[1]
+    assert found[0]["stage"] == 2
+
+
 def test_arguments_of_the_reference_are_filled_in_as_ours() -> None:
     config = {
         "zero_optimization": {"stage": 3, "reduce_bucket_size": "auto"},

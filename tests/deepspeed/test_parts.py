@@ -12,7 +12,7 @@ from torch import nn
 
 from mainspring.arguments.deepspeed import DeepSpeedSettings
 from mainspring.arguments.deepspeed.shown import shown
-from mainspring.engines.deepspeed import limits
+from mainspring.engines.deepspeed import DeepSpeed, limits
 from mainspring.engines.deepspeed.gradients import forget_gradients
 from mainspring.engines.deepspeed.limits import check_evaluation, refuse_without_training
 from mainspring.engines.deepspeed.parts import FromConfiguration, MovedByEngine, SteppedByEngine
@@ -122,13 +122,16 @@ def test_evaluations_have_the_precision_of_the_configuration() -> None:
 def test_deepspeed_reads_nothing_into_an_optimizer_on_nvme(tmp_path: Path) -> None:
     """And says nothing of it: it is not asked, except for a universal checkpoint."""
     (tmp_path / "latest").write_text("global_step1")
-    engine = SimpleNamespace(load_universal_checkpoint=lambda: False, zero_nvme_offload_optimizer=lambda: True)
+    engine = SimpleNamespace(
+        mp_world_size=1, load_universal_checkpoint=lambda: False, zero_nvme_offload_optimizer=lambda: True
+    )
     assert not is_own(engine, str(tmp_path))
 
 
 def test_nothing_found_is_an_error() -> None:
     """DeepSpeed returns None then."""
     engine = SimpleNamespace(
+        mp_world_size=1,
         load_checkpoint=lambda folder, load_module_strict: (None, {}),
         load_universal_checkpoint=lambda: False,
         _config=SimpleNamespace(load_universal_checkpoint=False),
@@ -167,3 +170,48 @@ def test_optimizers_that_deepspeed_has_not_tried_are_allowed_and_shown(
         assert (row.value, row.source) == (True, "the optimizer is not in the configuration")
     forbidden = _settings(zero_optimization={"stage": stage}, zero_allow_untested_optimizer=False)
     assert {row.path: row.value for row in shown(forbidden)}["zero_allow_untested_optimizer"] is False
+
+
+@pytest.mark.parametrize(("wanted", "kind", "told"), [(1.0, 2.0, 0), (0.5, 2.0, 1), (1.0, 1.0, 1)])
+def test_a_norm_that_deepspeed_does_not_clip_to_is_warned_of(
+    wanted: float, kind: float, told: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It clips to the one in its configuration, whoever asks for what."""
+    said: list[str] = []
+    monkeypatch.setattr(limits.logger, "warning_once", said.append)
+    limits.say_where_not_clipped(wanted, kind, limit=1.0)
+    assert len(said) == told
+    assert all("to 1.0 in its configuration" in text for text in said)
+
+
+def test_a_step_waits_for_no_norm() -> None:
+    """The norm goes from tensor to tensor: a tensor without numbers has none to wait for."""
+    engine = DeepSpeed.__new__(DeepSpeed)
+    engine._leaving = engine._schedule = engine._scale = None
+    engine.mends_gradients = False
+    engine._norm = torch.zeros((), dtype=torch.float64, device="meta")
+    found = torch.ones((), device="meta")
+    engine.deepspeed = SimpleNamespace(was_step_applied=lambda: True, get_global_grad_norm=lambda: found)
+    engine.step(SimpleNamespace(step=lambda: None))  # type: ignore[arg-type]
+    assert engine._norm is None
+    assert not engine.step_was_skipped
+
+
+def test_gradients_are_summed_as_the_model_computes_without_zero() -> None:
+    """DeepSpeed has no sums of another kind at stage 0."""
+    summed = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
+    with pytest.raises(OptionError, match=r"data_types.grad_accum_dtype='fp32': the stage is 0, .*: bf16"):
+        limits.check_sums(_settings(**summed))
+    limits.check_sums(_settings(**summed, zero_optimization={"stage": 1}))
+    limits.check_sums(_settings(data_types={"grad_accum_dtype": "fp32"}))
+    limits.check_sums(_settings())
+
+
+def test_what_an_engine_cannot_take_over_any_more_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But its schedule, which begins anew."""
+    said: list[Any] = []
+    monkeypatch.setattr(limits.logger, "warning", lambda *words: said.append(words))
+    limits.say_what_stays({"gradient_clipping": 1.0, "scheduler": {}}, {"gradient_clipping": 1.0})
+    assert said == []
+    limits.say_what_stays({"gradient_clipping": 1.0, "fp16": {}}, {"gradient_clipping": 2.0, "bf16": {}})
+    assert [words[1] for words in said] == ["gradient_clipping, fp16, bf16"]

@@ -31,9 +31,45 @@ def test_as_with_ddp(probe: str, stage: str, trained: Path) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
+def test_an_error_inside_an_update_leaves_nothing_of_it(stage: str, trained: Path) -> None:
+    """To the next run of the same trainer."""
+    every = found(trained, "after_an_error")
+    assert every[stage]["said"] == "InterruptedError: inside an update"
+    _same(every[stage], every["None"])
+
+
+@pytest.mark.parametrize("parts", ["1", "2"])
+@pytest.mark.parametrize(
+    ("probe", "stage"),
+    [
+        *(("without_gradients", stage) for stage in STAGES),
+        *(("without_gradients_on_the_host", stage) for stage in STAGES[1:]),
+    ],
+)
+def test_parameters_without_a_gradient_are_not_stepped_with_an_older_one(
+    probe: str, stage: str, parts: str, trained: Path
+) -> None:
+    """DeepSpeed's buffers keep it at stage 3, and where the host steps; in the first pass of an update, too."""
+    _same(found(trained, probe)[stage][parts], found(trained, "without_gradients")["None"][parts])
+
+
+@pytest.mark.parametrize("stage", STAGES)
 def test_half_an_update_leaks_nothing_in_half_precision(stage: str, trained: Path) -> None:
     """Other buffers hold the gradients there."""
     _same(found(trained, "half_an_update_bf16")[stage], found(trained, "half_an_update")["None"], rel=4e-2)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_loss_scale_that_grows_changes_no_update(stage: str, trained: Path) -> None:
+    """Nor does one that stays: DeepSpeed would divide by the scale of the next update, and without ZeRO by one it never used."""
+    facts = found(trained, "growing_scales")[stage]
+    if "said" in facts:
+        assert "does not compute in fp16" in facts["said"]
+        pytest.skip(facts["said"])
+    assert facts["stays"]["scale"] == 256 < facts["grows"]["scale"]
+    for key, tolerance in (("loss", 2e-3), ("grad_norm", 2e-2)):
+        assert facts["grows"][key] == pytest.approx(facts["stays"][key], rel=1e-3)
+        assert facts["stays"][key] == pytest.approx(found(trained, "growing_scales")["None"][key], rel=tolerance)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -144,6 +180,17 @@ def test_a_second_run_goes_on_with_weights_and_optimizer(stage: str, trained: Pa
     _same(every[stage]["first"], every["None"]["first"])
     _same(every[stage]["second"], every["None"]["second"])
     assert every[stage]["wrapper"] == "DeepSpeedEngine"
+
+
+@pytest.mark.parametrize("stage", ["0", "1", "2"])
+def test_a_second_run_begins_with_the_averages_or_says_why_not(stage: str, trained: Path) -> None:
+    """From stage 1 on the optimizer steps copies, which the averages are not put into; evaluations have them."""
+    every = found(trained, "averages_in_the_end")
+    assert every[stage]["after"] == pytest.approx(every["None"]["after"], rel=1e-5)
+    if stage == "0":
+        _same(every[stage], every["None"])
+    else:
+        assert "averages when training ended), and not into the copies" in every[stage]["said"]
 
 
 @pytest.mark.parametrize("stage", ["2", "3"])

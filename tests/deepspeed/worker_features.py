@@ -11,6 +11,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from tests.deepspeed import autotp
 from tests.deepspeed.features import WORK
 from tests.deepspeed.results import RANK, Results
 from tests.deepspeed.runs import compile_nothing
@@ -20,7 +21,7 @@ def main(folder: Path, names: list[str]) -> None:
     """Every feature."""
     results = Results(folder / f"features-{RANK}.json")
     compile_nothing()
-    for name, find in WORK.items():
+    for name, find in {**WORK, **autotp.WORK}.items():
         if not names or name in names:
             results.note(name, partial(find, folder / name))
 

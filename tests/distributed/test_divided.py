@@ -207,7 +207,7 @@ def test_a_model_that_was_divided_when_it_was_loaded_is_not_divided_again(
 COMPLAINTS = {
     "product": "parallelism_config={'tp_size': 4}: the product of the sizes is 4, and the run has 2 processes",
     "context": "torch's ring attention has no kernel for the CPU",
-    "sequence": "comes with the DeepSpeed engine, which is not available yet",
+    "sequence": "division of sequences (Ulysses), which is not available yet",
     "no_plan": "Sequential has no plan that says which of its layers are divided",
     "no_such_module": "none of the names is a module of Own",
     "style": "there is no such style; did you mean 'colwise'?",

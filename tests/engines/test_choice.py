@@ -81,7 +81,7 @@ REFUSED = {
     "deepspeed_divides_in_its_own_ways": (
         asked(2, deepspeed=ZERO, parallelism=ParallelSizes(cp_size=2)),
         "parallelism_config",
-        "divides sequences in its own way; use sp_size",
+        "does not divide sequences in this way; leave one of the two out",
     ),
     "deepspeed_has_no_rival": (asked(2, SAGEMAKER, deepspeed=ZERO), "deepspeed", "SageMaker.*runs the model itself"),
     "a_launcher_is_heeded": (

@@ -158,7 +158,7 @@ def test_a_model_says_how_it_was_loaded() -> None:
     [
         ({"cp_size": 2}, "cpu", False, "no kernel for the CPU"),
         ({"tp_size": 2}, "cuda", True, "fp16=True: losses are not scaled with divided layers"),
-        ({"sp_size": 2}, "cuda", False, "comes with the DeepSpeed engine"),
+        ({"sp_size": 2}, "cuda", False, "division of sequences"),
         ({"tp_size": 2, "tp_handler": {"enable_async_tp": True}}, "cuda", False, "asynchronous tensor parallelism"),
     ],
 )

@@ -80,6 +80,9 @@ class Behaviour:
         "Where DeepSpeed makes optimizer or schedule, too, the logged learning rate is the one that the update used")
     norms_of_engine: bool = row(          True,   False,    False,
         "At stage 0 of DeepSpeed in float32, too, the gradient norm is logged")
+    gradients_of_engine: bool = row(      True,   False,    False,
+        "DeepSpeed steps with the gradients of the update alone: parameters that have none in it have none, at stage 3 and "
+        "with an optimizer on the host too; and with fp16 they are divided by the loss scale that they were multiplied with")
     clip_by_option: bool = row(           True,   False,    False,
         "A DeepSpeed configuration that does not speak of `gradient_clipping` clips by `max_grad_norm`, rather than by the "
         "default of DeepSpeed's version")

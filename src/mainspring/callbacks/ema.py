@@ -123,10 +123,13 @@ class EMACallback(TrainerCallback):
             self._average.load(saved)
 
     def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
         """Put the averages into the model, where that was asked for."""
+        from mainspring.model import tell_of_filling, unwrap
+
         if self.load_at_end and self._average is not None and self.updates:
+            tell_of_filling(unwrap(model))
             self._average.copy_to_model()
 
     def update(self, step: int) -> None:

@@ -111,6 +111,7 @@ class SingleProcess:
         sync_each_batch: Whether gradients are reduced with every micro-batch, rather than with the last of an update.
         is_idle: Whether nothing counts of the micro-batch under way; see `idle`.
         measures_norms: Whether gradient norms are measured here where DeepSpeed does not.
+        mends_gradients: Whether DeepSpeed is kept from stepping with gradients that are not those of the update.
         exact_rows: Whether evaluations leave out the rows that only fill up a batch which Accelerate has shared.
     """
 
@@ -136,6 +137,7 @@ class SingleProcess:
         self.step_was_skipped = False
         self.exact_rows = True
         self.measures_norms = True
+        self.mends_gradients = True
         self.sync_each_batch = False
         self.optimizer: Optimizer | None = None
         self._unscaled = False
@@ -460,6 +462,10 @@ class SingleProcess:
     def keeps_pieces(self) -> bool:
         """Whether the weights stay in pieces, by `save_shards`, wherever they are saved, and not in checkpoints alone."""
         return False
+
+    def beside_pieces(self, model: nn.Module) -> dict[str, Any]:
+        """What is saved whole beside pieces: nothing, as a rule. All processes ask."""
+        return {}
 
     def checkpoint_bytes(self, model: nn.Module, optimizer: Optimizer | None) -> int:
         """About how many bytes a checkpoint takes; `optimizer` is None where its state is left out."""

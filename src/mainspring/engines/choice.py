@@ -134,8 +134,8 @@ def deepspeed_divides_in_its_own_ways(asked: Asked) -> Problem | None:
     if asked.options.deepspeed is None or not ways:
         return None
     given = {f"{way}_size": getattr(asked.options.parallelism, f"{way}_size") for way in ways}
-    why = "DeepSpeed is asked for too, which divides sequences in its own way"
-    return Problem("parallelism_config", given, why, "use sp_size, or leave deepspeed out")
+    why = "DeepSpeed is asked for too, which does not divide sequences in this way"
+    return Problem("parallelism_config", given, why, "leave one of the two out: context parallelism goes with FSDP")
 
 
 def deepspeed_has_no_rival(asked: Asked) -> Problem | None:

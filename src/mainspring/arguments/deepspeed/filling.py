@@ -96,6 +96,15 @@ def _of_hidden_size(value: Callable[[int], int]) -> Callable[[Run], int | None]:
     return lambda run: None if run.hidden_size is None else value(run.hidden_size)
 
 
+USUAL_STAGE = 2
+"""The stage of a launcher that asks for DeepSpeed, and says nothing of it."""
+
+NOWHERE = "none"
+"""What stands for a device or a folder where nothing is moved."""
+
+_ZERO = "zero_optimization"
+_BY_LAUNCHER = "the launcher"
+
 BY_OPTIONS: tuple[Setting, ...] = (
     Setting(
         "train_micro_batch_size_per_gpu",
@@ -128,6 +137,21 @@ BY_OPTIONS: tuple[Setting, ...] = (
     ),
     Setting("sequence_parallel_size", "parallelism_config (sp_size)", _size("sp"), added=_shared("sp")),
     Setting("tensor_parallel.autotp_size", "parallelism_config (tp_size)", _size("tp"), added=_shared("tp")),
+    Setting(
+        "tensor_parallel.vocab_parallel_lm_head",  # else predictions may be of a part of the vocabulary
+        "parallelism_config (tp_size)",
+        lambda a: False,
+        agrees=False,
+        added=_shared("tp"),
+    ),
+    # What Accelerate's own files leave to its launcher, where that does not say it.
+    Setting(f"{_ZERO}.stage", _BY_LAUNCHER, lambda a: USUAL_STAGE, agrees=False),
+    Setting(f"{_ZERO}.stage3_gather_16bit_weights_on_model_save", _BY_LAUNCHER, lambda a: False, agrees=False),
+    *(
+        Setting(f"{_ZERO}.offload_{what}.{name}", _BY_LAUNCHER, lambda a: NOWHERE, agrees=False)
+        for what in ("optimizer", "param")
+        for name in ("device", "nvme_path")
+    ),
 )
 
 BY_WORLD: tuple[Setting, ...] = (
@@ -146,16 +170,16 @@ BY_RUN: tuple[Setting, ...] = (
         "warmup_steps",
         lambda run: max(1, run.warmup_steps),  # DeepSpeed divides by it
     ),
-    Setting("zero_optimization.reduce_bucket_size", "the hidden size", _of_hidden_size(lambda h: h * h), agrees=False),
+    Setting(f"{_ZERO}.reduce_bucket_size", "the hidden size", _of_hidden_size(lambda h: h * h), agrees=False),
     Setting(
-        "zero_optimization.stage3_prefetch_bucket_size",
+        f"{_ZERO}.stage3_prefetch_bucket_size",
         "the hidden size",
         _of_hidden_size(lambda h: int(0.9 * h * h)),
         agrees=False,
         stage=3,
     ),
     Setting(
-        "zero_optimization.stage3_param_persistence_threshold",
+        f"{_ZERO}.stage3_param_persistence_threshold",
         "the hidden size",
         _of_hidden_size(lambda h: 10 * h),
         agrees=False,
@@ -193,7 +217,7 @@ def fill(
     """
     origins: dict[str, str] = {}
     problems: list[Problem] = []
-    stage = setting(config, "zero_optimization.stage")
+    stage = setting(config, f"{_ZERO}.stage")
     for row in rows:
         there = setting(config, row.path)
         if there is None or (there != AUTO and not row.agrees) or row.stage not in (None, stage):

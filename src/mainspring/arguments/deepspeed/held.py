@@ -48,14 +48,16 @@ def hold(args: Any) -> None:
     """
     launcher.derive_options(args)
     settings, problems = settings_of_options(args)
-    if problems:
-        raise OptionError(problems)
     if settings is None:
+        if problems:
+            raise OptionError(problems)
         return
+    announced, of_world = in_world(settings, args, announced_processes() or 1)
+    # Without a launcher there may be more processes later: what contradicts this one is no error by itself then.
+    if problems or (of_world and announced_processes()):
+        raise OptionError([*problems, *of_world])
     for notice in notices(args, settings):
         warn(str(notice), UserWarning)
-    # What contradicts the number of processes is said when they are there.
-    announced, _ = in_world(settings, args, announced_processes())
     held = HfTrainerDeepSpeedConfig.of_arguments(announced.config)
     vars(args)[_HELD] = held
     if launcher.wants_empty_parameters() or not held.is_zero3():

@@ -154,7 +154,7 @@ class HfTrainerDeepSpeedConfig(HfDeepSpeedConfig):
         """
         world = World(args.world_size, args.per_device_train_batch_size, args.gradient_accumulation_steps)
         found = _SIZES if auto_find_batch_size else ()
-        for rows, source in ((BY_WORLD, world), (BY_OPTIONS, Facts(args))):
+        for rows, source in ((BY_WORLD, world), (BY_OPTIONS, Facts(args, self.config))):
             self._fill([replace(row, agrees=row.agrees and row.path not in found) for row in rows], source)
         if args.save_on_each_node:
             put(self.config, "checkpoint.use_node_local_storage", True)

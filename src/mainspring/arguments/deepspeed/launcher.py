@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from mainspring.arguments.deepspeed.filling import USUAL_STAGE
 from mainspring.arguments.deepspeed.reading import AUTO, leaves, put, read_config, setting
 from mainspring.arguments.typed import truth
 from mainspring.errors import Problem, printed
@@ -15,8 +16,6 @@ ASKS = "ACCELERATE_USE_DEEPSPEED"
 _FILE = "ACCELERATE_DEEPSPEED_CONFIG_FILE"
 _ZERO_INIT = "ACCELERATE_DEEPSPEED_ZERO3_INIT"
 _STAGE = "zero_optimization.stage"
-_USUAL_STAGE = 2
-"""The stage of a launcher that asks for DeepSpeed, and says nothing of it."""
 
 
 def _as_truth(text: str) -> bool:
@@ -134,7 +133,7 @@ def take_over(config: dict[str, Any], launcher: Mapping[str, Said]) -> tuple[dic
         elif other.value not in (AUTO, there):
             problems.append(_contradiction(path, there, other, ""))
     if asks() and "zero_optimization" not in config:
-        put(config, _STAGE, _USUAL_STAGE)
+        put(config, _STAGE, USUAL_STAGE)
         said_by[_STAGE] = ASKS
     return said_by, problems
 

@@ -9,7 +9,7 @@ import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from mainspring.arguments.deepspeed.filling import named
+from mainspring.arguments.deepspeed.filling import NOWHERE, named
 from mainspring.arguments.deepspeed.reading import AUTO, section, setting
 from mainspring.errors import Problem
 
@@ -24,6 +24,12 @@ def stage_of(config: Mapping[str, Any]) -> int:
     return stage if isinstance(stage, int) else 0
 
 
+def tensor_parallel_size(config: Mapping[str, Any]) -> int:
+    """How many processes divide each layer (AutoTP); 1 where nothing is said."""
+    size = setting(config, "tensor_parallel.autotp_size")
+    return size if isinstance(size, int) and size > 1 else 1
+
+
 def gathers_weights(config: Mapping[str, Any]) -> bool:
     """Whether saved models of stage 3 are whole: by the newer name of the setting, or an older one."""
     names = ("stage3_gather_16bit_weights_on_model_save", "gather_16bit_weights_on_model_save")
@@ -33,7 +39,7 @@ def gathers_weights(config: Mapping[str, Any]) -> bool:
 
 def _device(config: Mapping[str, Any], what: str) -> str:
     device = setting(config, f"{_ZERO}.offload_{what}.device")
-    return device if isinstance(device, str) else "none"
+    return device if isinstance(device, str) else NOWHERE
 
 
 def one_precision(config: Mapping[str, Any], _: Any) -> Iterator[Problem]:
@@ -51,7 +57,7 @@ def apex_is_there(config: Mapping[str, Any], _: Any) -> Iterator[Problem]:
 
 def only_divided_parameters_are_offloaded(config: Mapping[str, Any], _: Any) -> Iterator[Problem]:
     """Parameters wait elsewhere where each process holds a part of them."""
-    if (device := _device(config, "param")) != "none" and stage_of(config) < 3:
+    if (device := _device(config, "param")) != NOWHERE and stage_of(config) < 3:
         why = f"the stage is {stage_of(config)}, and only stage 3 divides the parameters"
         yield Problem(named(f"{_ZERO}.offload_param.device"), device, why, "set stage to 3, or leave it out")
 
@@ -60,7 +66,7 @@ def only_divided_states_are_offloaded(config: Mapping[str, Any], _: Any) -> Iter
     """Optimizer states wait elsewhere where ZeRO has taken them; on a disk with stage 3."""
     device, stage = _device(config, "optimizer"), stage_of(config)
     path = named(f"{_ZERO}.offload_optimizer.device")
-    if device != "none" and stage == 0:
+    if device != NOWHERE and stage == 0:
         yield Problem(path, device, "the stage is 0, which has no effect on the optimizer", "set stage to 1, 2 or 3")
     elif device == "nvme" and stage < 3:
         yield Problem(path, device, f"the stage is {stage}, and only stage 3 uses disks", "set stage to 3, or use cpu")
@@ -69,10 +75,33 @@ def only_divided_states_are_offloaded(config: Mapping[str, Any], _: Any) -> Iter
 def a_disk_has_a_path(config: Mapping[str, Any], _: Any) -> Iterator[Problem]:
     """What is moved to a disk needs a folder there."""
     for what in ("param", "optimizer"):
-        if _device(config, what) == "nvme" and not setting(config, f"{_ZERO}.offload_{what}.nvme_path"):
-            yield Problem(
-                named(f"{_ZERO}.offload_{what}.nvme_path"), None, "device is 'nvme'", "name a folder on that disk"
-            )
+        path = setting(config, f"{_ZERO}.offload_{what}.nvme_path")
+        if _device(config, what) == "nvme" and path in (None, "", NOWHERE):
+            where = named(f"{_ZERO}.offload_{what}.nvme_path")
+            yield Problem(where, path, "device is 'nvme'", "name a folder on that disk")
+
+
+def divided_layers_have_one_norm(config: Mapping[str, Any], _: Any) -> Iterator[Problem]:
+    """In half precision at stage 0, DeepSpeed measures and clips what each process has by itself: their weights part ways."""
+    size = tensor_parallel_size(config)
+    halved = any(setting(config, f"{name}.enabled") is True for name in ("bf16", "fp16"))
+    if size > 1 and stage_of(config) == 0 and halved:
+        why = "at stage 0 in half precision, DeepSpeed measures the gradients of each process by themselves"
+        yield Problem(named("tensor_parallel.autotp_size"), size, why, "set stage to 1, 2 or 3, or compute in fp32")
+
+
+def divided_layers_are_saved_whole(config: Mapping[str, Any], _: Any) -> Iterator[Problem]:
+    """Pieces of parts of layers are put together while they are in memory, or never."""
+    if tensor_parallel_size(config) > 1 and stage_of(config) == 3 and not gathers_weights(config):
+        why = "processes divide the layers (tensor_parallel.autotp_size), and saved pieces of those cannot be put together"
+        yield Problem(named(f"{_ZERO}.stage3_gather_16bit_weights_on_model_save"), False, why, "set it to true")
+
+
+def divided_layers_give_whole_logits(config: Mapping[str, Any], _: Any) -> Iterator[Problem]:
+    """What evaluations, predictions and losses of users read is of the whole vocabulary."""
+    if tensor_parallel_size(config) > 1 and setting(config, "tensor_parallel.vocab_parallel_lm_head") is True:
+        why = "each process would have the logits of a part of the vocabulary, and predictions are of all of it"
+        yield Problem(named("tensor_parallel.vocab_parallel_lm_head"), True, why, "leave it out")
 
 
 _PLUS_PLUS = ("zero_quantized_weights", "zero_quantized_nontrainable_weights", "zero_quantized_gradients")
@@ -127,7 +156,8 @@ _OF_MATRICES = ("galore_", "apollo_")
 def matrices_reach_the_optimizer(config: Mapping[str, Any], a: Any) -> Iterator[Problem]:
     """From stage 1 on ZeRO lays parameters out flat, and nothing is left to project."""
     name, stage = str(getattr(a.optim, "value", a.optim)), stage_of(config)
-    if "optimizer" not in config and stage > 0 and name.startswith(_OF_MATRICES):
+    steps_later = not name.endswith("layerwise")  # see `gradients_reach_the_engine`
+    if "optimizer" not in config and stage > 0 and name.startswith(_OF_MATRICES) and steps_later:
         why = f"projects the gradients of matrices, which ZeRO lays out flat at stage {stage} (deepspeed)"
         yield Problem("optim", name, why, "choose another optimizer, or set stage to 0")
 
@@ -137,6 +167,14 @@ def a_model_alone_is_whole(config: Mapping[str, Any], a: Any) -> Iterator[Proble
     if a.save_only_model and stage_of(config) == 3 and not gathers_weights(config):
         why = "stage 3 divides the weights, and stage3_gather_16bit_weights_on_model_save is off"
         yield Problem("save_only_model", True, f"{why} (deepspeed)", "set that to true, or leave save_only_model out")
+
+
+def checkpoints_are_whole_when_sealed(config: Mapping[str, Any], _: Any) -> Iterator[Problem]:
+    """Writers of DeepSpeed's own, some of which write later, or nothing."""
+    for path in ("checkpoint.writer", "datastates_ckpt"):
+        if value := setting(config, path):
+            why = "has DeepSpeed write by itself, and a checkpoint is sealed, with the sums of all files, once it is there"
+            yield Problem(named(path), value, why, "leave it out; save_in_background writes later")
 
 
 def the_schedule_follows_the_engine(config: Mapping[str, Any], a: Any) -> Iterator[Problem]:
@@ -153,12 +191,16 @@ RULES: tuple[Rule, ...] = (
     only_divided_parameters_are_offloaded,
     only_divided_states_are_offloaded,
     a_disk_has_a_path,
+    divided_layers_have_one_norm,
+    divided_layers_are_saved_whole,
+    divided_layers_give_whole_logits,
     zero_plus_plus_needs_stage_3,
     batches_keep_their_sizes,
     data_comes_from_the_trainer,
     gradients_reach_the_engine,
     matrices_reach_the_optimizer,
     a_model_alone_is_whole,
+    checkpoints_are_whole_when_sealed,
     the_schedule_follows_the_engine,
 )
 

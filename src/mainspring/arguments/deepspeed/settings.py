@@ -75,6 +75,18 @@ class DeepSpeedSettings:
         chosen = (name for name in ("bf16", "fp16") if setting(self.config, f"{name}.enabled") is True)
         return next(chosen, "fp32")
 
+    def sizes(self, given: ParallelSizes | None, processes: int) -> ParallelSizes | None:
+        """How the processes share the run: as the options say, or else as the configuration does (AutoTP).
+
+        Args:
+            given: What the options say; None: nothing.
+            processes: How many there are.
+        """
+        tensor = rules.tensor_parallel_size(self.config)
+        if given is not None or tensor == 1:
+            return given
+        return ParallelSizes(tp_size=tensor, dp_replicate_size=max(1, processes // tensor))
+
     def with_any_optimizer(self) -> DeepSpeedSettings:
         """The same, allowing optimizers that DeepSpeed has not tried where it makes none: the choice is made elsewhere."""
         if self.makes_optimizer or self.stage == 0 or ANY_OPTIMIZER in self.config:
@@ -130,18 +142,21 @@ class Facts:
 
     Args:
         args: Arguments of any class, ours or the reference's.
+        config: The configuration, as it was given.
     """
 
-    def __init__(self, args: Any) -> None:
+    def __init__(self, args: Any, config: Mapping[str, Any]) -> None:
         self._args = args
+        self._tensor = rules.tensor_parallel_size(config)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._args, name, None)
 
     @property
     def parallel_sizes(self) -> ParallelSizes | None:
-        """How the processes share the run; None where nobody says."""
-        return parallel_sizes(self._args)
+        """How the processes share the run; None where nobody says. Without the option, the configuration may divide layers."""
+        said = parallel_sizes(self._args)
+        return ParallelSizes(tp_size=self._tensor) if said is None and self._tensor > 1 else said
 
     @property
     def mixed_precision(self) -> str:
@@ -176,15 +191,17 @@ def settings_of_options(args: Any) -> tuple[DeepSpeedSettings | None, list[Probl
     config, problem = read_config("deepspeed", given or {})
     if problem is not None:
         return None, [problem]
+    config = words.without_empty(config)
     launched, problems = launcher.said()
     said_by, found = launcher.take_over(config, launched)
     problems += found
-    facts = Facts(args)
+    facts = Facts(args, config)
     problems += words.no_sections(config)
     leave_open(config, BY_OPTIONS, facts)
     leave_open(config, BY_WORLD, facts)
     origins, found = fill(config, BY_OPTIONS, facts, said_by)
     problems += found
+    problems += _of_known_run(config, args, said_by)
     for check in (words.unknown_keys, words.unknown_values, words.unknown_schedule, words.unknown_optimizer, left_over):
         problems += check(config)
     problems += [problem for rule in rules.RULES for problem in rule(config, facts)]
@@ -192,6 +209,18 @@ def settings_of_options(args: Any) -> tuple[DeepSpeedSettings | None, list[Probl
         del config["amp"]
     published = getattr(args, "hf_deepspeed_config", None)
     return DeepSpeedSettings(config, origins, said_by, published, _sources(args)), problems
+
+
+def _of_known_run(config: Mapping[str, Any], args: Any, said_by: Mapping[str, str]) -> list[Problem]:
+    """What contradicts the length of the run, as far as the options alone say it. Only training fills it in."""
+    run = Run(None, args.max_steps, args.get_warmup_steps(max(args.max_steps, 0)))
+    long = args.max_steps > 0
+    known = {"scheduler.params.total_num_steps": long, _WARMUP: long or args.warmup_steps >= 1}
+    rows = [row for row in BY_RUN if known.get(row.path)]
+    return fill(copy.deepcopy(dict(config)), rows, run, said_by)[1]
+
+
+_WARMUP = "scheduler.params.warmup_num_steps"
 
 
 def _sources(args: Any) -> dict[str, str]:
@@ -206,7 +235,7 @@ def _sources(args: Any) -> dict[str, str]:
 
 def notices(args: Any, settings: DeepSpeedSettings) -> list[Problem]:
     """What does nothing in a configuration, or beside it."""
-    facts = Facts(args)
+    facts = Facts(args, settings.config)
     return [problem for rule in rules.NOTICES for problem in rule(settings.config, facts)]
 
 
@@ -218,13 +247,13 @@ def in_world(settings: DeepSpeedSettings, args: Any, processes: int) -> tuple[De
         args: The arguments.
         processes: How many there are.
     """
-    sizes = parallel_sizes(args)
+    sizes = settings.sizes(parallel_sizes(args), processes)
     each = 1 if sizes is None else sizes.tp_size * sizes.cp_size * sizes.sp_size
     world = World(max(1, processes // each), args.per_device_train_batch_size, args.gradient_accumulation_steps)
     config = copy.deepcopy(dict(settings.config))
     origins, problems = fill(config, BY_WORLD, world, settings.said_by)
     part = setting(config, "zero_optimization.zero_hpz_partition_size")
-    if isinstance(part, int) and part > 1 and processes % part:
+    if settings.stage == 3 and isinstance(part, int) and part > 1 and processes % part:
         why = f"the run has {processes} process{'es' if processes > 1 else ''}, which that does not divide"
         path = named("zero_optimization.zero_hpz_partition_size")
         problems.append(Problem(path, part, why, "give the processes of one machine"))
@@ -248,7 +277,7 @@ def deepspeed_settings(args: Any) -> DeepSpeedSettings | None:
     return settings
 
 
-def announced_processes() -> int:
-    """How many processes the launcher has started, by its variables: no group of them is formed."""
-    said = launchers.torch_words(os.environ).get("WORLD_SIZE") or os.environ.get("WORLD_SIZE", "1")
-    return int(said) if said.isdecimal() else 1
+def announced_processes() -> int | None:
+    """How many processes the launcher has started, by its variables; None: there is none. No group of them is formed."""
+    said = launchers.torch_words(os.environ).get("WORLD_SIZE") or os.environ.get("WORLD_SIZE", "")
+    return int(said) if said.isdecimal() else None

@@ -80,6 +80,14 @@ SECTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "profile cpu_checkpointing"
         ),
         "amp": ("enabled", "opt_level"),
+        "checkpoint": _words(
+            "tag_validation load_universal use_node_local_storage parallel_write checkpoint_serialization writer"
+        ),
+        "checkpoint.parallel_write": ("pipeline_stage",),
+        "flops_profiler": _words(
+            "enabled recompute_fwd_factor profile_step module_depth top_modules detailed output_file"
+        ),
+        "torch_autocast": ("enabled", "dtype", "lower_precision_safe_modules"),
     }
 )
 """Sections by path, each with the keys that it has."""
@@ -160,9 +168,14 @@ def _no_key(path: str, value: Any, keys: tuple[str, ...]) -> Problem:
     return Problem(named(path), said, f"there is no such key{where}, and it would do nothing", hint)
 
 
+def without_empty(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration without sections that are null: DeepSpeed would look into some of them."""
+    return {key: value for key, value in config.items() if value is not None or key not in SECTIONS}
+
+
 def no_sections(config: Mapping[str, Any]) -> Iterator[Problem]:
     """Sections that hold something else than settings."""
-    for path in SECTIONS:
+    for path in (*SECTIONS, "optimizer.params", "scheduler.params"):
         found = setting(config, path)
         if found is not None and not isinstance(found, Mapping):
             yield Problem(named(path), found, "holds no settings", "write them in braces")

@@ -46,13 +46,7 @@ def layout_of(contents: Contents, tag: str | None = None) -> Layout:
     Raises:
         CheckpointError: There are none, or they are of a model that was divided otherwise than ZeRO divides.
     """
-    name = _tag(contents) if tag is None else tag
-    if not name or Path(name).name != name or name in (".", ".."):
-        said = f"{name!r}, in its file {DEEPSPEED_LATEST_NAME!r}," if tag is None else repr(name)
-        raise CheckpointError(f"{said} is not the name of a folder in {contents.root}")
-    inner = contents.below(name)
-    if not inner.root.is_dir():
-        raise CheckpointError(f"{inner.root} does not exist")
+    inner = inner_folder(contents, tag)
     names = _files(inner)
     _refuse_other_forms(inner.root, names)
     models = _in_order(inner.root, (one for one in names if one.endswith(_MODEL_SUFFIX)))
@@ -61,6 +55,26 @@ def layout_of(contents: Contents, tag: str | None = None) -> Layout:
     if not models:
         raise CheckpointError(f"{inner.root} holds no checkpoint of DeepSpeed's: there is no *{_MODEL_SUFFIX}")
     return Layout(inner.root, models, optimizers, universal if universal.is_dir() else None)
+
+
+def inner_folder(contents: Contents, tag: str | None = None) -> Contents:
+    """The folder with the files.
+
+    Args:
+        contents: The folder that holds the file `latest`.
+        tag: Which of the folders beside it; None: the one that it names.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    name = _tag(contents) if tag is None else tag
+    if not name or Path(name).name != name or name in (".", ".."):
+        said = f"{name!r}, in its file {DEEPSPEED_LATEST_NAME!r}," if tag is None else repr(name)
+        raise CheckpointError(f"{said} is not the name of a folder in {contents.root}")
+    inner = contents.below(name)
+    if not inner.root.is_dir():
+        raise CheckpointError(f"{inner.root} does not exist")
+    return inner
 
 
 def _tag(contents: Contents) -> str:

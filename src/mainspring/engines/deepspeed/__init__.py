@@ -5,7 +5,8 @@
 | `engine` | how are model, optimizer and schedule set up, stepped, saved and loaded? |
 | `starting` | how do the processes join, be it one alone, and how are DeepSpeed's engines started? |
 | `parts` | what stands for an optimizer or schedule that DeepSpeed makes, steps and moves? |
-| `gradients` | how is half an update forgotten? |
+| `gradients` | how is half an update forgotten, and what of a whole one is not to be kept? |
+| `scaling` | by what are gradients of fp16 divided? |
 | `states` | which checkpoints does DeepSpeed read by itself, and what do they hold? |
 | `adopting` | how are the others put into its pieces? |
 | `pieces` | where is what belongs to a parameter? |

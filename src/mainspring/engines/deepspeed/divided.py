@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mainspring.engines.deepspeed.layers import filling, is_divided_layer
 from mainspring.engines.loaded import is_divided_by_zero
 from mainspring.errors import OptionError, Problem
 from mainspring.model import is_pretrained
@@ -20,15 +21,37 @@ logger = get_logger(__name__)
 
 def gathered(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
     """All weights of a model are there in the body, on each process; what is changed of them is lost."""
-    return _gathering([p for p in model.parameters() if hasattr(p, "ds_id")] if is_divided_by_zero(model) else [], None)
+    return gathering([p for p in model.parameters() if hasattr(p, "ds_id")] if is_divided_by_zero(model) else [], None)
 
 
-def _gathering(parameters: list[nn.Parameter], writer: int | None) -> contextlib.AbstractContextManager[Any]:
+def gathering(parameters: list[nn.Parameter], writer: int | None) -> contextlib.AbstractContextManager[Any]:
+    """Parameters that ZeRO has divided are whole in the body; of those of one writer the changes are kept."""
     if not parameters:
         return contextlib.nullcontext()
     import deepspeed
 
     return deepspeed.zero.GatheredParameters(parameters, modifier_rank=writer)  # type: ignore[no-any-return]
+
+
+def whole_adapters(model: nn.Module) -> dict[str, Tensor]:
+    """What PEFT saves of a model, gathered, by name: weights of adapters, and whatever else is trained. All processes ask.
+
+    A learned prompt is not among it: PEFT reads that from the model itself.
+    """
+    named = dict(model.named_parameters(remove_duplicate=False))
+    of_adapters = _of_adapters(model, named)
+    wanted = {name: p for name, p in named.items() if p.requires_grad or id(p) in of_adapters}
+    with gathering([p for p in wanted.values() if hasattr(p, "ds_id")], None):
+        return {name: p.detach().to("cpu", copy=True) for name, p in wanted.items()}
+
+
+def _of_adapters(model: Any, named: Mapping[str, nn.Parameter]) -> set[int]:
+    from peft import get_peft_model_state_dict
+
+    states = [
+        get_peft_model_state_dict(model, dict(named), name, save_embedding_layers=False) for name in model.peft_config
+    ]
+    return {id(parameter) for state in states for parameter in state.values()}
 
 
 @contextlib.contextmanager
@@ -40,14 +63,16 @@ def loading_in_turn(model: nn.Module) -> Iterator[None]:
     Args:
         model: The model.
     """
-    turns = [
-        Turn(module) for module in model.modules() if any(hasattr(p, "ds_id") for p in module.parameters(recurse=False))
-    ]
+    turns = [Turn(module) for module in model.modules() if _lies_in_pieces(module)]
     try:
         yield
     finally:
         for turn in turns:
             turn.end()
+
+
+def _lies_in_pieces(module: nn.Module) -> bool:
+    return is_divided_layer(module) or any(hasattr(p, "ds_id") for p in module.parameters(recurse=False))
 
 
 class Turn:
@@ -67,7 +92,9 @@ class Turn:
 
     def _begin(self, module: nn.Module, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
         own = [p for name, p in module.named_parameters(recurse=False) if prefix + name in state]
-        self._open.enter_context(_gathering([p for p in own if hasattr(p, "ds_id")], 0))
+        if own:
+            self._open.enter_context(gathering([p for p in own if hasattr(p, "ds_id")], 0))
+            self._open.enter_context(filling(module))
 
     def end(self) -> None:
         """Watch the module no longer."""

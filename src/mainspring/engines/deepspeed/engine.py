@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -16,25 +17,29 @@ from mainspring.arguments.deepspeed.hf import DeepSpeedPlugin, HfTrainerDeepSpee
 from mainspring.arguments.deepspeed.shown import table
 from mainspring.engines.base import EngineOptions
 from mainspring.engines.compilation import VaryingSizes
-from mainspring.engines.deepspeed import memory, states
+from mainspring.engines.deepspeed import memory, states, tensor_parallel
 from mainspring.engines.deepspeed.adopting import adopt_optimizer, adopt_weights, mend_universal
-from mainspring.engines.deepspeed.answers import Answers
-from mainspring.engines.deepspeed.divided import gathered, refuse_other_stages, refuse_uninitialised
+from mainspring.engines.deepspeed.divided import gathered, refuse_other_stages, refuse_uninitialised, whole_adapters
 from mainspring.engines.deepspeed.files import save_pieces
-from mainspring.engines.deepspeed.gradients import forget_gradients, norm_before_step
+from mainspring.engines.deepspeed.gradients import forget_gradients, forget_sums, norm_before_step
 from mainspring.engines.deepspeed.leaving import Leaving, take_from_others
 from mainspring.engines.deepspeed.limits import (
     check_evaluation,
     check_given,
     check_precision,
+    check_sums,
     makes_other_norms,
     refuse_without_training,
     say_what_rests,
+    say_what_stays,
+    say_where_not_clipped,
     warn_of_flattened,
 )
 from mainspring.engines.deepspeed.on_host import check_device, check_ways
 from mainspring.engines.deepspeed.parts import FromConfiguration, MovedByEngine, SteppedByEngine
 from mainspring.engines.deepspeed.reading import Reading
+from mainspring.engines.deepspeed.scaling import LossScale
+from mainspring.engines.deepspeed.sharing import Sharing
 from mainspring.engines.deepspeed.starting import begin_schedule, join, processes_here, start, start_inference
 from mainspring.engines.processes import refuse_frozen
 from mainspring.model import is_peft
@@ -59,7 +64,7 @@ def _plugin(settings: DeepSpeedSettings) -> DeepSpeedPlugin:
     return DeepSpeedPlugin(settings.published or HfTrainerDeepSpeedConfig.of_arguments(settings.config))
 
 
-class DeepSpeed(Answers):
+class DeepSpeed(Sharing):
     """ZeRO divides optimizer states, gradients and parameters over the processes, as its stage says.
 
     Attributes:
@@ -89,6 +94,8 @@ class DeepSpeed(Answers):
         self._norm: Tensor | None = None
         self._loaded: str | None = None
         self._stepped: SteppedByEngine | None = None
+        self._scale: LossScale | None = None
+        self._started: dict[str, Any] = {}
         self._told_of_pieces = False
         self._saved_to: str | None = None
 
@@ -104,11 +111,13 @@ class DeepSpeed(Answers):
     def check_given(self, optimizer: Any, schedule: Any, evaluates_in: torch.dtype | None) -> None:
         """Refuse a second optimizer or schedule beside the configuration's, and a second precision."""
         check_precision(self.settings)
+        check_sums(self.settings)
         check_given(self.settings, optimizer, schedule)
         check_evaluation(self.settings, evaluates_in)
 
     def check_model(self, model: nn.Module) -> None:
         """Refuse a model that was divided before its weights had been initialised, or for another stage."""
+        super().check_model(model)
         refuse_uninitialised(model)
         refuse_other_stages(model, self.settings.stage)
 
@@ -131,19 +140,34 @@ class DeepSpeed(Answers):
         if self.is_placed(model):
             self._check_trainable()
         config = self.settings.completed(hidden_size(model), *steps)
-        if not (isinstance(optimizer, SteppedByEngine) and optimizer.engine is self.deepspeed):
-            self._leave(model)
-            members = [list(group["params"]) for group in optimizer.param_groups if group["params"]]
-            optimizer = SteppedByEngine(start(model, optimizer, config), members)
-            self._hold(model, optimizer.engine)
-            self._has_norm = not makes_other_norms(optimizer.inner, self.settings)
-            warn_of_flattened(optimizer.inner, self.settings)
-        elif self.keeps_schedule:
-            begin_schedule(self.deepspeed, config)
+        if isinstance(optimizer, SteppedByEngine) and optimizer.engine is self.deepspeed:
+            self._go_on(config)
+            own = optimizer
+        else:
+            own = self._begin(model, optimizer, config)
         moved = self.deepspeed.lr_scheduler
         self._schedule = None if moved is None else MovedByEngine(moved)
-        self._loaded, self._stepped = None, optimizer
-        return self.deepspeed, optimizer, self._schedule
+        self._loaded, self._stepped = None, own
+        return self.deepspeed, own, self._schedule
+
+    def _begin(self, model: nn.Module, optimizer: Optimizer, config: dict[str, Any]) -> SteppedByEngine:
+        """Start an engine, which takes the optimizer over."""
+        self._leave(model)
+        self._started = copy.deepcopy(config)
+        members = [list(group["params"]) for group in optimizer.param_groups if group["params"]]
+        own = SteppedByEngine(start(model, optimizer, config), members)
+        self._hold(model, own.engine)
+        self._has_norm = not makes_other_norms(own.inner, self.settings)
+        warn_of_flattened(own.inner, self.settings)
+        self._scale = LossScale(own.engine.optimizer) if self.mends_gradients else None
+        return own
+
+    def _go_on(self, config: dict[str, Any]) -> None:
+        """Train again with the engine of the run before, which may have ended inside an update."""
+        forget_gradients(self.deepspeed)
+        say_what_stays(self._started, config)
+        if self.keeps_schedule:
+            begin_schedule(self.deepspeed, config)
 
     def _leave(self, model: nn.Module) -> None:
         """Take the engine of an evaluation, of another model, or of another trainer of this one, apart."""
@@ -165,7 +189,7 @@ class DeepSpeed(Answers):
         self._leaving = Leaving(model, engine, has_copies)
         if self._reading is not None:
             self._reading.forget()
-        self._reading = Reading(model, engine) if self.settings.stage == 3 else None
+        self._reading = Reading(model, engine) if self.settings.stage == 3 or self.divides_layers else None
 
     def _compile(self, engine: Any) -> None:
         """Compile the model inside the engine, which gathers and reduces around it."""
@@ -225,6 +249,8 @@ class DeepSpeed(Answers):
 
     def reckoned_memory(self, model: nn.Module, optimizer: Any, state_per_number: Callable[[], float]) -> Any:
         """What each process keeps, and what DeepSpeed's estimators say: no engine is started."""
+        if self.divides_layers:
+            tensor_parallel.refuse_estimates(self.size_of("tp"))
         if isinstance(optimizer, SteppedByEngine):
             bytes_each = memory.remembered(optimizer)
         else:
@@ -244,14 +270,16 @@ class DeepSpeed(Answers):
 
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
         """Backpropagate `loss`, a scalar, which is a part of its update already."""
-        self.deepspeed.backward(loss, scale_wrt_gas=False, **kwargs)
+        scaled = loss if self._scale is None else self._scale.scaled(loss)
+        self.deepspeed.backward(scaled, scale_wrt_gas=False, **kwargs)
 
     def forget_gradients(self, model: nn.Module) -> None:
         """Forget what half an update has left in DeepSpeed's buffers."""
         forget_gradients(self.deepspeed)
 
     def clip_grad_norm(self, parameters: Iterable[Tensor], max_norm: float, norm_type: float = 2.0) -> Any:
-        """DeepSpeed clips when it steps, to the norm in its configuration."""
+        """DeepSpeed clips when it steps, to the norm in its configuration; any other is warned of, and not used."""
+        say_where_not_clipped(max_norm, norm_type, float(self.deepspeed.gradient_clipping() or 0.0))
         return self.grad_norm(parameters)
 
     def grad_norm(self, parameters: Iterable[Tensor]) -> Any:
@@ -262,7 +290,11 @@ class DeepSpeed(Answers):
         if not self._has_norm:
             return None
         if isinstance(self.deepspeed.optimizer, torch.optim.Optimizer):
-            return super().grad_norm(parameters) if self.measures_norms else None
+            if not self.measures_norms:
+                return None
+            if self.divides_layers:
+                return tensor_parallel.norm_of_parts(parameters, self.device)
+            return super().grad_norm(parameters)
         if self._norm is None:
             self._norm = torch.full((), float("nan"), dtype=torch.float64, device=self.device)
         return self._norm
@@ -284,13 +316,16 @@ class DeepSpeed(Answers):
         if self._schedule is not None:
             self._schedule.hold()
         optimizer.step()
+        if self.mends_gradients:
+            forget_sums(self.deepspeed.optimizer)
         self.step_was_skipped = not self.deepspeed.was_step_applied()
         if self.step_was_skipped and not self.scales_loss:
             logger.warning("DeepSpeed has left out an update whose gradients are not finite")
         norm, self._norm = self._norm, None
         found = self.deepspeed.get_global_grad_norm()
+        found = found if self._scale is None else self._scale.unscaled(found)
         if norm is not None and found is not None:
-            norm.fill_(float(found))
+            norm.copy_(torch.as_tensor(found))  # which waits for no device
 
     # ---- what a checkpoint holds ----
 
@@ -300,9 +335,11 @@ class DeepSpeed(Answers):
 
     def model_state(self, model: nn.Module) -> dict[str, Any] | None:
         """All weights by name on the first process, {} on the others; None where each process has them."""
-        if self.deepspeed is None or self.settings.stage < 3:
+        if self.deepspeed is None or (self.settings.stage < 3 and not self.divides_layers):
             return None
         self._check_kept()
+        if self.divides_layers:
+            return tensor_parallel.whole_weights(model, writes=self.rank == 0)
         return states.whole_weights(self.deepspeed)
 
     @property
@@ -312,6 +349,12 @@ class DeepSpeed(Answers):
         Adapters are gathered: what is saved of them is read by itself.
         """
         return self.saves_shards and self._stepped is not None and not is_peft(self._stepped.engine.module)
+
+    def beside_pieces(self, model: nn.Module) -> dict[str, Any]:
+        """Adapters are small, and who uses them looks for them whole; a learned prompt is not read in pieces."""
+        if not is_peft(model) or any(one.is_prompt_learning for one in model.peft_config.values()):  # type: ignore[operator]
+            return {}
+        return whole_adapters(model)
 
     def save_shards(self, model: nn.Module, folder: str) -> None:
         """Write DeepSpeed's own checkpoint, which holds the weights in pieces."""
@@ -344,8 +387,10 @@ class DeepSpeed(Answers):
         assert self._leaving is not None
         with self._leaving.staying():
             report = states.load_whole(self.deepspeed, model, folder)
-        if self._stepped is not None and (
-            self.settings.precision != "fp32" or self.deepspeed.zero_nvme_offload_optimizer()
+        if (
+            self._stepped is not None
+            and not self.divides_layers
+            and (self.settings.precision != "fp32" or self.deepspeed.zero_nvme_offload_optimizer())
         ):
             adopt_weights(self._stepped, model, folder)
         return report
@@ -355,4 +400,6 @@ class DeepSpeed(Answers):
         if self._loaded == folder:
             return True
         assert self._stepped is not None
+        if self.divides_layers:
+            tensor_parallel.refuse_states(folder, self.size_of("tp"))
         return adopt_optimizer(self._stepped, model, folder)

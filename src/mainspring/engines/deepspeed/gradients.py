@@ -52,8 +52,29 @@ def _forget_pieces(optimizer: Any) -> None:
     for kept in ("averaged_gradients", "all_grad_tensors"):
         getattr(optimizer, kept, {}).clear()
     optimizer.reset_cpu_buffers()
+    forget_sums(optimizer)
     optimizer.micro_step_id = _FIRST.get(type(optimizer).__name__, 0)
     optimizer._epilogue_ran_this_backward = False  # else stage 3 would count the next forward pass as a second one
+
+
+def forget_sums(optimizer: Any) -> None:
+    """Set the gradients of an update to zero that ZeRO keeps from one to the next.
+
+    It overwrites those of the parameters that have a gradient again; the others would be stepped with what is left. Gradients
+    that rest on a disk stay.
+
+    Args:
+        optimizer: DeepSpeed's, behind a step.
+    """
+    if getattr(optimizer, "zenflow", False):  # its host may still be stepping with them
+        return
+    kept = [getattr(optimizer, "grad_partitions_flat_buffer", None)]  # stage 3
+    kept += getattr(optimizer, "accumulated_grads_in_cpu", {}).values()
+    for rows in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups"):
+        kept += [row.grad for row in getattr(optimizer, rows, ())]  # None, unless the host steps
+    for gradient in kept:
+        if gradient is not None:
+            gradient.zero_()
 
 
 _FIRST = {"DeepSpeedZeroOptimizer": -1}

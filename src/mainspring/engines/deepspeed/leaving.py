@@ -119,8 +119,8 @@ class Leaving:
         self.check()
         if self._is_filled:
             raise RuntimeError(
-                "weights were put into the model (load_state_dict), and not into the copies that DeepSpeed's optimizer steps: "
-                f"training would go on from those, as if nothing had been loaded; {_ANEW}"
+                "weights were put into the model (load_state_dict, or averages when training ended), and not into the copies that "
+                f"DeepSpeed's optimizer steps: training would go on from those, as if nothing had been put there; {_ANEW}"
             )
 
     def _is_elsewhere(self) -> bool:

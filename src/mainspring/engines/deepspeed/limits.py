@@ -10,6 +10,7 @@ import torch
 from torch.optim import Optimizer
 
 from mainspring.arguments.deepspeed import DeepSpeedSettings
+from mainspring.arguments.deepspeed.reading import setting
 from mainspring.engines.deepspeed.parts import FromConfiguration
 from mainspring.errors import NotAvailableError, OptionError, Problem
 from mainspring.utils.logging import get_logger
@@ -65,6 +66,21 @@ def say_what_rests(settings: DeepSpeedSettings) -> None:
         logger.warning("DeepSpeed evaluates without %s, which train() will make", " and ".join(resting))
 
 
+def say_what_stays(started: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Say of a run that goes on with the engine of the one before what has been changed of its configuration for nothing.
+
+    Args:
+        started: What the engine was started with.
+        config: What is asked for now; a schedule begins anew, and has its settings.
+    """
+    changed = [name for name in {**started, **config} if name != "scheduler" and started.get(name) != config.get(name)]
+    if changed:
+        logger.warning(
+            "deepspeed %s: changed since the engine was started, which goes on as it is; a new Trainer starts another one",
+            ", ".join(changed),
+        )
+
+
 def check_evaluation(settings: DeepSpeedSettings, dtype: torch.dtype | None) -> None:
     """Refuse evaluations in another precision than the model's: its weights lie in buffers, and cannot be cast.
 
@@ -100,6 +116,20 @@ def check_precision(settings: DeepSpeedSettings) -> None:
     raise NotAvailableError([problem])
 
 
+def check_sums(settings: DeepSpeedSettings) -> None:
+    """Refuse sums of gradients in another precision than the model's where nothing of ZeRO keeps them.
+
+    Raises:
+        OptionError: Naming the setting.
+    """
+    path = "data_types.grad_accum_dtype"
+    kind = setting(settings.config, path)
+    if settings.stage > 0 or kind in (None, settings.precision):
+        return
+    why = f"the stage is 0, where DeepSpeed sums gradients in what the model computes in: {settings.precision}"
+    raise OptionError([Problem(f"deepspeed {path}", kind, why, "leave it out, or set stage to 1, 2 or 3")])
+
+
 def makes_other_norms(optimizer: Optimizer, settings: DeepSpeedSettings) -> bool:
     """Whether ZeRO's norm is that of what the optimizer has made of the gradients, rather than theirs: so it is with Muon."""
     found = settings.stage > 0 and type(optimizer).__name__ == "MuonWithAuxAdam"
@@ -109,6 +139,22 @@ def makes_other_norms(optimizer: Optimizer, settings: DeepSpeedSettings) -> bool
             "max_grad_norm=%s: with Muon, DeepSpeed clips what Muon has made of the gradients, not the gradients", limit
         )
     return found
+
+
+def say_where_not_clipped(wanted: float, norm_type: float, limit: float) -> None:
+    """Say of a norm that gradients are to be clipped to that DeepSpeed clips to another one.
+
+    Args:
+        wanted: The norm that was asked for.
+        norm_type: Its kind.
+        limit: The norm in the engine's configuration; 0: it does not clip.
+    """
+    if float(wanted) != limit or float(norm_type) != 2.0:
+        asked = wanted if norm_type == 2.0 else f"{wanted} (norm_type={norm_type})"
+        logger.warning_once(
+            f"clipping to {asked} has no effect: DeepSpeed clips by itself, to {limit} in its configuration, where 0 is not at "
+            "all; set gradient_clipping there, or max_grad_norm before the first train()"
+        )
 
 
 def warn_of_flattened(optimizer: Optimizer, settings: DeepSpeedSettings) -> None:

@@ -90,26 +90,16 @@ def follow_rates(engine: Any) -> None:
 
 
 def check_ways(sizes: ParallelSizes | None) -> None:
-    """Refuse processes that share layers or sequences: here each of them reads samples of its own.
+    """Refuse processes that share sequences: batches are not divided along them here.
 
     Raises:
-        NotAvailableError: Naming the sizes.
+        NotAvailableError: Naming the size.
     """
-    ways = () if sizes is None else tuple(way for way in ("tp", "sp") if sizes.sizes.get(way, 1) > 1)
-    if not ways:
+    if sizes is None or sizes.sp_size == 1:
         return
-    assert sizes is not None
-    given = {f"{way}_size": sizes.sizes[way] for way in ways}
-    what = " and ".join(_WAYS[way] for way in ways)
-    why = f"{what} is not available yet with DeepSpeed's engine, whose processes each read samples of their own"
-    fix = "use tp_size or cp_size without deepspeed, or leave it out and let ZeRO divide the model"
-    raise NotAvailableError([Problem("parallelism_config", given, why, fix)])
-
-
-_WAYS = {
-    "tp": "sharing layers (AutoTP, tensor_parallel.autotp_size)",
-    "sp": "sharing sequences (Ulysses, sequence_parallel_size)",
-}
+    why = "sharing sequences (Ulysses, sequence_parallel_size) is not available yet: DeepSpeed runs it, but batches are not divided along sequences here"
+    fix = "leave it out and let ZeRO divide the model, or use tp_size, or cp_size without deepspeed"
+    raise NotAvailableError([Problem("parallelism_config", {"sp_size": sizes.sp_size}, why, fix)])
 
 
 def check_device(config: Mapping[str, Any], device: torch.device) -> None:

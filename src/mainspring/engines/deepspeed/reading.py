@@ -1,4 +1,4 @@
-"""Who reads weights in pieces as if they were whole gets empty ones, and is told so."""
+"""Who reads weights in pieces as if they were whole gets pieces, or empty ones, and is told so."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from mainspring.engines.deepspeed.layers import divides_layers
 from mainspring.engines.loaded import is_divided_by_zero
 from mainspring.utils.logging import get_logger
 
@@ -48,20 +49,22 @@ class Reading:
         engine.module_state_dict = module_state_dict
 
     def _after_reading(self, module: nn.Module, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
-        if _expected.get() or self._told or not is_divided_by_zero(module):
+        in_parts = divides_layers(module)
+        if _expected.get() or self._told or not (in_parts or is_divided_by_zero(module)):
             return
         if any(isinstance(value, nn.Parameter) for value in state.values()):
             return  # the parameters themselves were asked for
         self._told = True
-        logger.warning(_EMPTY, type(module).__name__)
+        given = "this process's" if in_parts else "empty ones"
+        logger.warning(_IN_PIECES, type(module).__name__, given)
 
     def forget(self) -> None:
         """Watch it no longer."""
         self._hook.remove()
 
 
-_EMPTY = (
-    "the weights of this %s lie in pieces: state_dict() gave empty ones, and what save_pretrained() writes of them is empty; "
+_IN_PIECES = (
+    "the weights of this %s lie in pieces: state_dict() gave %s, and save_pretrained() writes no others; "
     "trainer.save_model(folder) saves them, and trainer.accelerator.get_state_dict(trainer.model), which all processes call, "
     "gathers them"
 )

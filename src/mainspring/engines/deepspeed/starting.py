@@ -12,12 +12,15 @@ from torch import distributed as dist, nn
 from torch.optim import Adagrad, Optimizer
 
 from mainspring.arguments.deepspeed import joining
+from mainspring.arguments.deepspeed.rules import tensor_parallel_size
 from mainspring.arguments.deepspeed.settings import ANY_OPTIMIZER
 from mainspring.engines.deepspeed.disks import check_disks, read_once
 from mainspring.engines.deepspeed.files import watch_files
+from mainspring.engines.deepspeed.layers import check_layers, why_not_divided
 from mainspring.engines.deepspeed.limits import why_not_started
 from mainspring.engines.deepspeed.on_host import follow_rates, for_host
 from mainspring.engines.deepspeed.parts import FromConfiguration
+from mainspring.engines.deepspeed.tensor_parallel import groups_of
 from mainspring.errors import NotAvailableError, Problem
 from mainspring.model import note_full_sizes
 
@@ -60,15 +63,17 @@ def start(model: nn.Module, optimizer: Optimizer, config: dict[str, Any]) -> Any
         config.setdefault(ANY_OPTIMIZER, True)
     _forget_second_division()
     check_disks(model, config, processes_here(), dist.get_world_size())
-    with why_not_started(config, optimizer):
+    with why_not_started(config, optimizer), why_not_divided(model, tensor_parallel_size(config)):
         optimizer = for_host(optimizer, config)
         groups = [dict(group) for group in optimizer.param_groups]
         engine, *_ = import_deepspeed().initialize(
             model=model,
             optimizer=None if described else optimizer,
             model_parameters=optimizer.param_groups if described else None,
+            mpu=groups_of(tensor_parallel_size(config)),
             config=config,
         )
+    check_layers(model, tensor_parallel_size(config))
     _keep_groups(engine, groups)
     follow_rates(engine)
     read_once(model)
@@ -80,7 +85,8 @@ def start_inference(model: nn.Module, config: dict[str, Any]) -> Any:
     """A `DeepSpeedEngine` for forward passes only, which keeps no gradients and no states."""
     note_full_sizes(model)
     without = {name: value for name, value in config.items() if name not in ("optimizer", "scheduler")}
-    engine, *_ = import_deepspeed().initialize(model=model, config=without)
+    engine, *_ = import_deepspeed().initialize(model=model, mpu=groups_of(tensor_parallel_size(config)), config=without)
+    check_layers(model, tensor_parallel_size(config))
     return engine
 
 

@@ -18,7 +18,9 @@ from mainspring.checkpoint.pickles import refuse
 from mainspring.checkpoint.zero.layout import Layout, layout_of
 from mainspring.checkpoint.zero.objects import read_state
 from mainspring.checkpoint.zero.weights import stage_of
+from mainspring.engines.deepspeed import tensor_parallel
 from mainspring.engines.deepspeed.divided import loading_in_turn
+from mainspring.engines.deepspeed.layers import is_part
 from mainspring.engines.deepspeed.reading import only_pieces
 from mainspring.errors import CheckpointError
 from mainspring.model import is_peft
@@ -44,6 +46,8 @@ def is_own(engine: Any, folder: str) -> bool:
         return False
     if _is_universal(engine, folder):
         return True
+    if engine.mp_world_size > 1:
+        return tensor_parallel.is_own(engine, folder)
     # Into an optimizer on NVMe DeepSpeed reads nothing, and says nothing of it.
     return not engine.zero_nvme_offload_optimizer() and _fits(engine, layout_of(contents))
 
@@ -99,7 +103,10 @@ def checkpoint_bytes(engine: Any, model: nn.Module, optimizer: Any, whole: bool)
         optimizer: What is saved of its optimizer; None: nothing.
         whole: Whether the weights are saved whole beside the pieces.
     """
-    sizes = {p: (int(getattr(p, "ds_numel", p.numel())), p.element_size()) for p in model.parameters()}
+    sizes = {
+        p: (int(getattr(p, "ds_numel", p.numel())) * (engine.mp_world_size if is_part(p) else 1), p.element_size())
+        for p in model.parameters()
+    }
     weights: int = sum(count * size for count, size in sizes.values())
     if optimizer is None:
         return weights
