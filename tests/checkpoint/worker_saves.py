@@ -12,6 +12,7 @@ The latter two print, for each save, the number of the error or 0. Whatever else
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import resource
 import shutil
@@ -19,6 +20,7 @@ import signal
 import sys
 import tempfile
 import traceback
+from importlib import import_module
 from pathlib import Path
 
 from transformers.utils.logging import disable_progress_bar
@@ -26,6 +28,10 @@ from transformers.utils.logging import disable_progress_bar
 from mainspring.checkpoint import read_manifest, staged, verify
 from tests.helpers import models
 from tests.helpers.checkpoints import RUN, facts, names_in, write_files
+
+# Where DeepSpeed is installed, transformers imports it in a save: it prints, and makes calls of its own. So it is done here.
+with contextlib.suppress(ImportError), contextlib.redirect_stdout(io.StringIO()):
+    import_module("deepspeed")
 
 CALL = 200
 FAILED = 255
