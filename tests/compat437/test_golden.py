@@ -50,6 +50,10 @@ ELSEWHERE = {
     "grouped_evaluations": "is the newest reference's alone: see tests/parity",
     "sortish_groups": "likewise of Seq2SeqTrainer: see tests/test_sampling_strategies.py",
     "log_saves": "logs of times are left out of the comparison: see tests/test_saving.py",
+    **dict.fromkeys(
+        ("groups_of_engine", "rates_of_engine", "norms_of_engine", "gradients_of_engine", "clip_by_option"),
+        "is of DeepSpeed: see tests/deepspeed",
+    ),
     "own_data_stream": "the scenarios' data draws nothing: see tests/test_data_stream.py",
 }
 """Rows that no scenario depends on."""

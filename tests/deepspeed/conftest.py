@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,28 @@ from tests.helpers import compiled
 from tests.helpers.once import once, shared
 
 compiled.use_folder()
+
+
+@pytest.fixture(autouse=True)
+def _world_ends_with_its_test() -> Iterator[None]:
+    """Arguments with DeepSpeed join processes, and leave variables: the tests after it begin without."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+    if "torch" in sys.modules and _joined():
+        from accelerate.state import AcceleratorState
+
+        from deepspeed import comm
+
+        comm.destroy_process_group()
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def _joined() -> bool:
+    from torch import distributed
+
+    return distributed.is_available() and distributed.is_initialized()
 
 
 def _built(operation: str) -> None:
