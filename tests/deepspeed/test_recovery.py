@@ -64,7 +64,7 @@ def test_the_script_in_the_checkpoint_works(stage: int, checkpoints: Path, tmp_p
         [sys.executable, "./zero_to_fp32.py", ".", "pytorch_model.bin"],
         cwd=folder, env=environment(), check=True, capture_output=True, timeout=120,
     )  # fmt: skip
-    made = torch.load(folder / "pytorch_model.bin" / "pytorch_model.bin")
+    made = torch.load(folder / "pytorch_model.bin" / "pytorch_model.bin", weights_only=True)
     wanted = get_fp32_state_dict_from_zero_checkpoint(folder)
     assert made.keys() == wanted.keys() >= TIED
     assert all(torch.equal(made[name], value) for name, value in wanted.items())
@@ -81,7 +81,7 @@ def test_the_export_makes_the_file(
     assert f"ZeRO stage {stage}" in capsys.readouterr().out
     model = tiny_gpt2(width=32)
     if name.endswith(".bin"):
-        model.load_state_dict(torch.load(tmp_path / name))
+        model.load_state_dict(torch.load(tmp_path / name, weights_only=True))
     else:
         assert load_model(model, tmp_path / name) == (set(), [])
     wanted = get_fp32_state_dict_from_zero_checkpoint(folder)
